@@ -1,0 +1,129 @@
+"""Proof on the machine at hand that chunks and processes do not change the gradient.
+
+`1 process == chunked == 2 processes == 2 processes chunked`, for both towers and for the temperature. Averaging
+the gradients of per-process losses, or of per-chunk losses, does not have this property by itself: it depends on
+how features are gathered and on how often the loss is counted.
+"""
+
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from workbench import losses
+from workbench.chunking import encode_in_chunks
+from workbench.distributed import gather_features, rank, world_size
+from workbench.models import CLIP, create_model
+
+PARTS = ("image tower", "text tower", "logit_scale")
+
+
+class ContrastiveStep(nn.Module):
+    """One training step's forward pass as a module, so that DDP can wrap it.
+
+    Args:
+        clip: the model.
+        chunk: pairs encoded at a time, None for all.
+    """
+
+    def __init__(self, clip: CLIP, chunk: int | None = None):
+        super().__init__()
+        self.clip, self.chunk = clip, chunk
+
+    def forward(self, images: Tensor, tokens: Tensor) -> Tensor:
+        """Return the loss of this process's normalised images [B, 3, S, S] and tokens [B, L]."""
+        image = encode_in_chunks(self.clip.encode_image, images, self.chunk, self.clip.visual)
+        text = encode_in_chunks(self.clip.encode_text, tokens, self.chunk)
+        return losses.contrastive(
+            image,
+            text,
+            self.clip.logit_scale.exp(),
+            all_image_features=gather_features(image),
+            all_text_features=gather_features(text),
+            offset=rank() * len(image),
+        )
+
+
+def example_batch(clip: CLIP, pairs: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Draw normalised images [pairs, 3, S, S] and tokens [pairs, L] of mixed lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    architecture = clip.architecture
+    size, length = architecture.image_size, min(16, architecture.context_length)
+    images = torch.randn(pairs, 3, size, size, generator=generator)
+    tokens = torch.zeros(pairs, length, dtype=torch.int32)
+    for row in range(pairs):
+        words = 1 + row % (length - 2)
+        tokens[row, 0] = architecture.vocab_size - 2
+        tokens[row, 1 : 1 + words] = torch.randint(
+            1, architecture.vocab_size - 2, (words,), generator=generator
+        )
+        tokens[row, 1 + words] = architecture.vocab_size - 1
+    return images, tokens
+
+
+def gradients(architecture: str, pairs: int, chunk: int | None) -> dict[str, Tensor]:
+    """Return the gradient of each of `PARTS`, flattened, of this process's share of `pairs` example pairs.
+
+    Within a process group the shares are consecutive and DDP averages the gradients.
+    """
+    torch.manual_seed(0)
+    clip = create_model(architecture)
+    images, tokens = example_batch(clip, pairs)
+    share = pairs // world_size()
+    rows = slice(rank() * share, (rank() + 1) * share)
+    step: nn.Module = ContrastiveStep(clip, chunk)
+    if world_size() > 1:
+        step = DistributedDataParallel(step)
+    step(images[rows], tokens[rows]).backward()
+    parts: dict[str, list[Tensor]] = {part: [] for part in PARTS}
+    for name, parameter in clip.named_parameters():
+        part = PARTS[0] if name.startswith("visual.") else PARTS[2] if name == "logit_scale" else PARTS[1]
+        parts[part].append(parameter.grad.flatten())
+    return {part: torch.cat(values) for part, values in parts.items()}
+
+
+def relative_errors(
+    architecture: str = "tiny-vit", pairs: int = 16, processes: int = 2
+) -> dict[str, dict[str, float]]:
+    """Compare every way of computing the gradient with the plain one, in fp32 on the CPU.
+
+    Args:
+        architecture: a model without batch normalisation, whose statistics do depend on the chunk.
+        pairs: of the whole batch; a multiple of 2 x `processes`.
+        processes: of the distributed ways (gloo).
+
+    Returns:
+        way -> part -> ||g - g_plain|| / ||g_plain||.
+    """
+    plain = gradients(architecture, pairs, None)
+    chunk = pairs // (2 * processes)
+    ways = {"chunked": gradients(architecture, pairs, chunk)}
+    for name, size in ((f"{processes} processes", None), (f"{processes} processes, chunked", chunk)):
+        ways[name] = _in_processes(architecture, pairs, size, processes)
+    return {
+        way: {part: float((found[part] - plain[part]).norm() / plain[part].norm()) for part in PARTS}
+        for way, found in ways.items()
+    }
+
+
+def _in_processes(architecture: str, pairs: int, chunk: int | None, processes: int) -> dict[str, Tensor]:
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_worker, (architecture, pairs, chunk, processes, folder), nprocs=processes)
+        return torch.load(Path(folder, "gradients.pt"), weights_only=True)
+
+
+def _worker(rank: int, architecture: str, pairs: int, chunk: int | None, processes: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=processes
+    )
+    try:
+        found = gradients(architecture, pairs, chunk)
+        if rank == 0:
+            torch.save(found, Path(folder, "gradients.pt"))
+    finally:
+        dist.destroy_process_group()
