@@ -10,8 +10,7 @@ from torch import Tensor
 import workbench
 from workbench import preprocessing, weights
 from workbench.errors import UserError
-from workbench.models import CLIP, create_model
-from workbench.models.layers import compile_blocks
+from workbench.models import CLIP, compile_blocks, create_model
 from workbench.tokenizer import content_hash
 
 
