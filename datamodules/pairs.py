@@ -1,0 +1,104 @@
+"""Pictures with their captions, as a data set: decoded, augmented and tokenized."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.sampling import Key
+from workbench.errors import UserError
+from workbench.randomness import mixed_seed
+from workbench.tokenizer import count_truncated, tokenize, trim
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+class Pairs(Dataset[dict[str, Tensor]]):
+    """Pairs in memory but for the pictures, which `picture` reads.
+
+    A row asked for as (epoch, row) is a training sample: a random transform and one of its captions, both drawn from
+    (seed, epoch, row). Asked for as a row, it is an evaluation sample: fixed transform, first caption.
+
+    Args:
+        pictures: row -> PIL picture.
+        captions: at least one per row.
+        training_transform: picture -> uint8 [3, S, S], drawing from torch's global random state.
+        evaluation_transform: picture -> uint8 [3, S, S].
+        seed: of the draws.
+        labels: one class per row, for classification data.
+        context_length: tokens of a caption; longer ones are cut.
+    """
+
+    def __init__(
+        self,
+        pictures: Callable[[int], Image.Image],
+        captions: Sequence[Sequence[str]],
+        training_transform: Transform,
+        evaluation_transform: Transform,
+        seed: int,
+        labels: Sequence[int] | None = None,
+        context_length: int = 77,
+    ):
+        self.picture = pictures
+        self.training_transform, self.evaluation_transform = training_transform, evaluation_transform
+        self.seed = seed
+        self.labels = labels
+        self.captions = [variants[0] for variants in captions]
+        texts = [text for variants in captions for text in variants]
+        self.truncated = count_truncated(texts, context_length)
+        # Without the padding: a caption takes 40 bytes, not 300.
+        tokens = tokenize(texts, context_length, truncate=True)
+        lengths = tokens.argmax(dim=1) + 1
+        self._tokens = torch.cat([row[:length] for row, length in zip(tokens, lengths.tolist(), strict=True)])
+        self._text_starts = [0, *lengths.cumsum(0).tolist()]
+        counts = torch.tensor([len(variants) for variants in captions])
+        self._first_text = [0, *counts.cumsum(0).tolist()]
+        self.context_length = context_length
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, key: int | Key) -> dict[str, Tensor]:
+        if isinstance(key, tuple):
+            epoch, row = key
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(mixed_seed(self.seed, epoch, row))
+                text = self._first_text[row] + int(torch.randint(self._variants(row), ()))
+                image = self.training_transform(self.picture(row))
+        else:
+            row = key
+            text = self._first_text[row]
+            image = self.evaluation_transform(self.picture(row))
+        sample = {"image": image, "text": self._text(text), "index": torch.tensor(row)}
+        if self.labels is not None:
+            sample["label"] = torch.tensor(self.labels[row])
+        return sample
+
+    def _variants(self, row: int) -> int:
+        return self._first_text[row + 1] - self._first_text[row]
+
+    def _text(self, text: int) -> Tensor:
+        return self._tokens[self._text_starts[text] : self._text_starts[text + 1]]
+
+    def fingerprint(self) -> str:
+        """Return a hash of the captions in order, by which a resumed run knows its data again."""
+        digest = hashlib.sha256(f"{len(self)}".encode())
+        digest.update(self._tokens.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Stack samples; texts [B, L] are padded to the longest of the batch."""
+    batch = {key: torch.stack([sample[key] for sample in samples]) for key in samples[0] if key != "text"}
+    texts = [sample["text"] for sample in samples]
+    batch["text"] = trim(torch.nn.utils.rnn.pad_sequence(texts, batch_first=True))
+    return batch
+
+
+def require(pairs: Sequence[object], what: str) -> None:
+    """Refuse an empty split."""
+    if not len(pairs):
+        raise UserError(f"The {what} split has no pair; check the path and the share that is held out.")
