@@ -93,8 +93,10 @@ class ImageDataModule(L.LightningDataModule):
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches of a whole epoch, before the Trainer's limits."""
-        return len(self.datasets["train"]) // self.batch_size
+        """Batches of an epoch, as many as the Trainer's `limit_train_batches` lets through."""
+        batches = len(self.datasets["train"]) // self.batch_size
+        limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
+        return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
     def train_dataloader(self) -> DataLoader:
         """Return the training loader; see `TrainingBatches` for what it yields."""
@@ -106,7 +108,7 @@ class ImageDataModule(L.LightningDataModule):
             self.batch_size,
             self.seed,
             trained=lambda: 0 if trainer.overfit_batches else trainer.fit_loop.epoch_loop.batch_progress.total.ready,
-            batches_per_epoch=lambda: limited(self.batches_per_epoch, trainer.limit_train_batches),
+            batches_per_epoch=lambda: self.batches_per_epoch,
             rank=rank(),
             world_size=world_size(),
         )
@@ -188,7 +190,3 @@ def default_workers() -> int:
     share = cores // processes
     return 0 if share <= 2 else min(8, share - 1)
 
-
-def limited(batches: int, limit: int | float) -> int:
-    """Apply a Trainer's `limit_*_batches`: a number of batches, or a share of them."""
-    return max(1, min(batches, limit) if isinstance(limit, int) else int(batches * limit))

@@ -93,6 +93,7 @@ class EvaluationRows(Sampler[int]):
     """
 
     def __init__(self, rows: list[int], rank: int = 0, world_size: int = 1):
+        self.all_rows = rows
         self.rows = rows[rank::world_size]
 
     def __len__(self) -> int:

@@ -179,9 +179,9 @@ def test_warmup_longer_than_the_run(tmp_path):
 def test_steps_of_the_run():
     class Trainer:
         class datamodule:  # noqa: N801
-            steps_per_epoch = 10
+            batches_per_epoch = 10
 
-        limit_train_batches, accumulate_grad_batches, max_epochs, max_steps = 1.0, 3, 5, -1
+        accumulate_grad_batches, max_epochs, max_steps = 3, 5, -1
 
     assert total_optimizer_steps(Trainer) == 4 * 5
     Trainer.max_steps = 7
@@ -189,7 +189,7 @@ def test_steps_of_the_run():
     Trainer.max_epochs, Trainer.max_steps = -1, -1
     with pytest.raises(UserError, match="no end"):
         total_optimizer_steps(Trainer)
-    Trainer.max_epochs, Trainer.limit_train_batches = 1, 0
+    Trainer.max_epochs, Trainer.datamodule.batches_per_epoch = 1, 0
     with pytest.raises(UserError, match="no step"):
         total_optimizer_steps(Trainer)
 

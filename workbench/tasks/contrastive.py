@@ -23,6 +23,7 @@ from workbench.optimization import (
     use_fused,
     warmup_steps,
 )
+from workbench.randomness import mixed_seed
 from workbench.tasks.base import Task
 
 OptimizerFactory = Callable[[Iterable], Optimizer]
@@ -113,8 +114,7 @@ class ContrastiveTask(Task):
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Draw dropout from (seed, epoch, batch, process), so that a resumed run repeats what was never stopped."""
-        position = (self._step_seed, self.current_epoch, batch_idx, self.global_rank)
-        torch.manual_seed(hash(position) & 0xFFFF_FFFF_FFFF)
+        torch.manual_seed(mixed_seed(self._step_seed, self.current_epoch, batch_idx, self.global_rank))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch of `image` uint8 [B, 3, S, S] and `text` [B, L]."""
@@ -206,8 +206,9 @@ class ContrastiveTask(Task):
 
     def on_validation_epoch_end(self) -> None:
         """Log loss, retrieval and the geometry of the embedding over the whole split, each with its chance level."""
+        nothing = torch.zeros(0, self.clip.architecture.embed_dim, device=self.device)
         image, text = (
-            distributed.gather_ragged(torch.cat(part)) for part in zip(*self._features, strict=True)
+            distributed.gather_ragged(torch.cat([nothing, *(pair[side] for pair in self._features)])) for side in (0, 1)
         )
         self._features.clear()
         pairs = len(image)
@@ -254,9 +255,7 @@ def total_optimizer_steps(trainer: Any) -> int:
     Not `trainer.estimated_stepping_batches`: reading it builds the loaders before a checkpoint is restored
     (Lightning #20550).
     """
-    batches = trainer.datamodule.steps_per_epoch
-    limit = trainer.limit_train_batches
-    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    batches = trainer.datamodule.batches_per_epoch
     per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
     epochs = trainer.max_epochs if trainer.max_epochs not in (None, -1) else math.inf
     total = per_epoch * epochs

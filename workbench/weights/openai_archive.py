@@ -1,0 +1,115 @@
+"""OpenAI's checkpoint files, read without running what is in them.
+
+They are TorchScript archives: a zip with a pickle of the module's tree and one file of bytes for each storage. The
+pickle is read by an unpickler that knows how to rebuild tensors and containers and nothing else; the code in the
+archive is not looked at, and TorchScript, deprecated in torch, is not needed.
+"""
+
+import pickle
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workbench.errors import UserError
+
+NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
+"""Numbers that OpenAI's archives carry beside the weights."""
+
+_STORAGES = {
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+
+
+class _Node:
+    """A module of the archive: its attributes, whatever class it was."""
+
+    def __setstate__(self, state: Any) -> None:
+        self.attributes = state if isinstance(state, dict) else {}
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, archive: zipfile.ZipFile, root: str):
+        super().__init__(archive.open(f"{root}/data.pkl"))
+        self.archive, self.root = archive, root
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and name in _STORAGES:
+            return _STORAGES[name]
+        known = {
+            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+            ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+            ("collections", "OrderedDict"): OrderedDict,
+            ("torch.jit._pickle", "restore_type_tag"): lambda value, tag: value,
+        }
+        if (module, name) in known:
+            return known[module, name]
+        if module.startswith("__torch__"):
+            return _Node
+        raise UserError(f"The archive asks to load {module}.{name}, which no weights need; it is refused.")
+
+    def persistent_load(self, saved: Any) -> Tensor:
+        _, dtype, key, _, count = saved
+        path = f"{self.root}/data/{key}"
+        try:
+            size = self.archive.getinfo(path).file_size
+        except KeyError as error:
+            raise UserError(f"The archive lacks {path}; it is damaged.") from error
+        if not isinstance(dtype, torch.dtype) or size != count * dtype.itemsize:
+            raise UserError(f"The archive's {path} has {size} bytes, not what its {count} numbers need; it is damaged.")
+        return torch.frombuffer(bytearray(self.archive.read(path)), dtype=dtype) if count else torch.empty(0, dtype=dtype)
+
+
+def _rebuild_tensor(storage: Tensor, offset: int, size: tuple, stride: tuple, *_: Any) -> Tensor:
+    """Make a view of a storage; torch checks that it stays within."""
+    return torch.as_strided(storage, tuple(size), tuple(stride), offset).clone()
+
+
+def is_torchscript(path: Path) -> bool:
+    """Tell whether a file is a TorchScript archive."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.split("/", 1)[-1] == "constants.pkl" for name in archive.namelist())
+
+
+def read_torchscript(path: Path) -> dict[str, Tensor]:
+    """Return the state dict of a TorchScript archive, without OpenAI's three extra numbers.
+
+    Raises:
+        UserError: the archive is damaged, compressed (a real one is not, a bomb is), or asks for anything but tensors.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            squeezed = [item.filename for item in archive.infolist() if item.file_size > item.compress_size]
+            if squeezed:
+                raise UserError(f"{path}: {squeezed[0]} is compressed, which no checkpoint's parts are; it is refused.")
+            root = archive.namelist()[0].split("/")[0]
+            tree = _Unpickler(archive, root).load()
+    except (zipfile.BadZipFile, pickle.UnpicklingError, KeyError, EOFError, ValueError, RuntimeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is a damaged TorchScript archive ({error}); fetch it again.") from error
+    state_dict: dict[str, Tensor] = {}
+    _collect(tree, "", state_dict)
+    return {key: value for key, value in state_dict.items() if key not in NOT_WEIGHTS}
+
+
+def _collect(node: Any, prefix: str, state_dict: dict[str, Tensor]) -> None:
+    for name, value in getattr(node, "attributes", {}).items():
+        if isinstance(value, Tensor):
+            state_dict[prefix + name] = value
+        elif isinstance(value, _Node):
+            _collect(value, f"{prefix}{name}.", state_dict)
