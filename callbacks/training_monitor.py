@@ -12,7 +12,7 @@ from torch import Tensor
 from workbench.distributed import world_size
 
 
-class ThroughputMonitor(Callback):
+class TrainingSpeedMonitor(Callback):
     """Log `train/pairs_per_second` over all processes and `train/data_wait_share`, the share of time without a batch.
 
     Averages since the last logged step, by the clock of the process: on a GPU single steps are not timed, which

@@ -103,6 +103,7 @@ class ContrastiveTask(Task):
         self.total_steps: int | None = None
         self._step_seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         self._features: list[tuple[Tensor, Tensor]] = []
+        self.last_batch: dict[str, Tensor] | None = None
 
     def configure_model(self) -> None:
         """Build the model as every task does, and hold the temperature where it is not learned."""
@@ -118,6 +119,7 @@ class ContrastiveTask(Task):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch of `image` uint8 [B, 3, S, S] and `text` [B, L]."""
+        self.last_batch = batch  # for NanGuard to look into
         image_features, text_features = self.encode(batch)
         logit_scale = self.clip.logit_scale.exp()
         loss = gathered_contrastive(image_features, text_features, logit_scale)

@@ -1,7 +1,6 @@
 """Find weights, read them, and put them into a model, saying exactly what does not fit."""
 
 import difflib
-import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from workbench.errors import UserError
 from workbench.models import position_embedding
 from workbench.weights import openai_archive, zoo
+from workbench.weights.files import read_checkpoint
 
 
 @dataclass
@@ -78,12 +78,7 @@ def read_weights(source: str | Path, download_root: str | Path | None = None) ->
             )
     if openai_archive.is_torchscript(path):
         return Weights(openai_archive.read_torchscript(path), path, {"activation": "quick_gelu"})
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} cannot be read as a checkpoint ({first[:150]}); it is damaged or something else.") from error
-    return _unwrapped(loaded, path)
+    return _unwrapped(read_checkpoint(path), path)
 
 
 def _unwrapped(loaded: Any, path: Path) -> Weights:

