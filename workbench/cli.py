@@ -1,6 +1,6 @@
 """fit, validate, test, predict: LightningCLI with our base layer, links and errors."""
 
-import difflib
+import logging
 import os
 import re
 import sys
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jsonargparse
-import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -25,13 +24,20 @@ from callbacks.nan_guard import NanGuard
 from callbacks.progress import RunProgress
 from callbacks.run_folder import RunFolder, RunLogger
 from callbacks.run_summary import RunSummary
+from workbench.config_errors import check_files, explained
 from workbench.errors import UserError
-from workbench.main import INTERRUPTED
+from workbench.main import INTERRUPTED, VERBS
 from workbench.models import architecture
 
 DEFAULTS = Path(__file__).parent.parent / "lightning_configs" / "default.yaml"
 DEFAULT_ROOT = "runs"
 
+logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+    # What every run would repeat, and an advertisement.
+    lambda record: not re.search(
+        r"litlogger|TPU available|`weights_only` was not set|`Trainer.fit` stopped|Restor(ing|ed) ", record.getMessage()
+    )
+)
 # Each speaks of what is as it should be here.
 for message in (
     ".*treespec, LeafSpec.*",
@@ -55,15 +61,14 @@ def model_interpolation(name: str) -> str:
 
 
 class Parser(LightningArgumentParser):
-    """Parser whose mistakes are one sentence."""
+    """Parser that raises its mistakes, and takes no abbreviated options, which hide typing mistakes."""
 
     def error(self, message: str, ex: Exception | None = None) -> None:
-        """Raise instead of printing usage and leaving.
+        """Raise instead of printing usage and leaving."""
+        raise jsonargparse.ArgumentError(None, message) from ex
 
-        Raises:
-            UserError: always.
-        """
-        raise UserError(explained(message, self)) from ex
+    def _get_option_tuples(self, option_string: str) -> list[Any]:
+        return []
 
 
 class WorkbenchCLI(LightningCLI):
@@ -87,6 +92,18 @@ class WorkbenchCLI(LightningCLI):
         parser.link_arguments(
             "model.init_args.architecture", "data.init_args.interpolation", compute_fn=model_interpolation
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; a mistake becomes one sentence.
+
+        Raises:
+            UserError: what was wrong, where, and what to do.
+        """
+        try:
+            super().parse_arguments(parser, args)
+        except jsonargparse.ArgumentError as error:
+            options = {action.dest for verb in self._subcommand_parsers.values() for action in verb._actions}
+            raise UserError(explained(str(error), options)) from error
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: --ckpt_path must not replace the configured model (Lightning #21455, #21408, #21255)."""
@@ -131,6 +148,7 @@ def run_verb(args: list[str]) -> int:
     Raises:
         UserError: a mistake of the user's.
     """
+    check_files(args)
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # in loading workers, which would repeat each warning
     argv, sys.argv = sys.argv, [sys.argv[0], *args]
     try:
@@ -145,11 +163,9 @@ def run_verb(args: list[str]) -> int:
             save_config_kwargs={"overwrite": True},
             parser_class=Parser,
             parser_kwargs={
-                verb: {"default_config_files": [str(DEFAULTS)]} for verb in ("fit", "validate", "test", "predict")
+                verb: {"default_config_files": [str(DEFAULTS)]} for verb in VERBS
             },
         )
-    except (jsonargparse.ArgumentError, yaml.YAMLError) as error:
-        raise UserError(explained(str(error), None)) from error
     finally:
         sys.argv = argv
     return _exit_code(cli.trainer, cli.model)
@@ -159,7 +175,3 @@ def _exit_code(trainer: Trainer, model: LightningModule) -> int:
     stopped = [c.interrupted for c in trainer.callbacks if isinstance(c, RunCheckpoint) and c.interrupted]
     return INTERRUPTED if stopped else 0
 
-
-def explained(message: str, parser: Parser | None) -> str:
-    """Turn jsonargparse's message into one sentence with the nearest valid key."""
-    return message
