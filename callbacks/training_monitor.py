@@ -1,4 +1,4 @@
-"""What tells, while it trains, whether a run goes well: speed, waiting for data, gradients, chance level, temperature."""
+"""What tells, while it trains, whether a run goes well: speed, gradients, chance level, temperature."""
 
 import math
 import time
@@ -98,8 +98,8 @@ class ChanceLevelMonitor(Callback):
             self._said = True
             rank_zero_warn(
                 f"The loss has stayed at its chance level, ln {round(math.exp(chance))} = {chance:.2f}, for "
-                f"{self._steps} logged steps (now step {trainer.global_step}, loss {loss:.2f}): the model tells no pair "
-                "from another. Most often the learning rate is too high (try a tenth) or still in a long warm-up; "
+                f"{self._steps} logged steps (now step {trainer.global_step}, loss {loss:.2f}): the model tells no "
+                "pair from another. Most often the learning rate is too high (try a tenth) or still in a long warm-up; "
                 "else look at the data: captions that do not belong to their pictures, or all alike."
             )
 
@@ -133,7 +133,7 @@ class TemperatureMonitor(Callback):
         elif self._falling >= self.patience:
             self._said = True
             rank_zero_warn(
-                f"The logit scale fell from {self._start:.1f} to {scale:.1f}: the model has become less sure of its pairs. "
+                f"The logit scale fell from {self._start:.1f} to {scale:.1f}: the model is less sure of its pairs. "
                 "With weights that were trained before, the learning rate is too high or the captions are much noisier "
                 "than theirs; lower the rate, or hold the scale with --model.init_args.freeze_temperature true."
             )

@@ -53,9 +53,7 @@ class ZeroShotMonitor(Callback):
         names, templates = self.data.class_names, self.data.templates
         with evaluating(pl_module):
             weights = classifier(
-                lambda texts: pl_module.encode_text_batch(
-                    trim(tokenize(texts, truncate=True)).to(pl_module.device)
-                ),
+                lambda texts: pl_module.encode_text_batch(trim(tokenize(texts, truncate=True)).to(pl_module.device)),
                 names,
                 templates,
             )

@@ -1,6 +1,8 @@
 """Image-text and classification data for the tasks."""
 
 from datamodules.base import ImageDataModule
+from datamodules.classification import ClassificationDataModule
+from datamodules.image_text import ImageTextDataModule
 from datamodules.openmoji import OpenMojiDataModule
 
-__all__ = ["ImageDataModule", "OpenMojiDataModule"]
+__all__ = ["ClassificationDataModule", "ImageDataModule", "ImageTextDataModule", "OpenMojiDataModule"]

@@ -189,4 +189,3 @@ def default_workers() -> int:
     processes = max(1, torch.cuda.device_count())
     share = cores // processes
     return 0 if share <= 2 else min(8, share - 1)
-

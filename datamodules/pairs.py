@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -10,6 +11,7 @@ from torch.utils.data import Dataset
 
 from datamodules.sampling import Key
 from workbench.errors import UserError
+from workbench.preprocessing import load_picture
 from workbench.randomness import mixed_seed
 from workbench.tokenizer import count_truncated, tokenize, trim
 
@@ -88,6 +90,17 @@ class Pairs(Dataset[dict[str, Tensor]]):
         digest = hashlib.sha256(f"{len(self)}".encode())
         digest.update(self._tokens.numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+class PictureFiles:
+    """Row -> picture, read from its file; a class rather than a closure so that workers can be spawned."""
+
+    def __init__(self, paths: Sequence[Path]):
+        self.paths = paths
+
+    def __call__(self, row: int) -> Image.Image:
+        """Read one."""
+        return load_picture(self.paths[row])
 
 
 def collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -68,9 +68,7 @@ class TrainingBatches(Sampler[list[Key]]):
 def check_batch_size(rows: int, batch_size: int, world_size: int) -> None:
     """Refuse batches that cannot be trained on, with the numbers."""
     if batch_size < 2:
-        raise UserError(
-            f"batch_size is {batch_size}: the contrastive loss tells pairs apart, so it needs at least 2."
-        )
+        raise UserError(f"batch_size is {batch_size}: the contrastive loss tells pairs apart, so it needs at least 2.")
     if batch_size > rows:
         raise UserError(
             f"batch_size {batch_size} is larger than the training set of {rows} pairs, so an epoch would have no "

@@ -1,6 +1,7 @@
 """The CLIP workbench: pre-train, fine-tune, probe and evaluate CLIP.
 
-In Python, without Lightning: `create_model`, `available_models`, `tokenize`. On the command line: `python -m workbench`.
+In Python, without Lightning: `load`, `create_model`, `available_models`, `tokenize`.
+On the command line: `python -m workbench`.
 """
 
 import importlib

@@ -34,8 +34,11 @@ DEFAULT_ROOT = "runs"
 
 logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
     # What every run would repeat, and an advertisement.
-    lambda record: not re.search(
-        r"litlogger|TPU available|`weights_only` was not set|`Trainer.fit` stopped|Restor(ing|ed) ", record.getMessage()
+    lambda record: (
+        not re.search(
+            r"litlogger|TPU available|`weights_only` was not set|`Trainer.fit` stopped|Restor(ing|ed) ",
+            record.getMessage(),
+        )
     )
 )
 # Each speaks of what is as it should be here.
@@ -162,9 +165,7 @@ def run_verb(args: list[str]) -> int:
             save_config_callback=RunFolder,
             save_config_kwargs={"overwrite": True},
             parser_class=Parser,
-            parser_kwargs={
-                verb: {"default_config_files": [str(DEFAULTS)]} for verb in VERBS
-            },
+            parser_kwargs={verb: {"default_config_files": [str(DEFAULTS)]} for verb in VERBS},
         )
     finally:
         sys.argv = argv
@@ -174,4 +175,3 @@ def run_verb(args: list[str]) -> int:
 def _exit_code(trainer: Trainer, model: LightningModule) -> int:
     stopped = [c.interrupted for c in trainer.callbacks if isinstance(c, RunCheckpoint) and c.interrupted]
     return INTERRUPTED if stopped else 0
-

@@ -58,9 +58,7 @@ def example_batch(clip: CLIP, pairs: int, seed: int = 0) -> tuple[Tensor, Tensor
     for row in range(pairs):
         words = 1 + row % (length - 2)
         tokens[row, 0] = architecture.vocab_size - 2
-        tokens[row, 1 : 1 + words] = torch.randint(
-            1, architecture.vocab_size - 2, (words,), generator=generator
-        )
+        tokens[row, 1 : 1 + words] = torch.randint(1, architecture.vocab_size - 2, (words,), generator=generator)
         tokens[row, 1 + words] = architecture.vocab_size - 1
     return images, tokens
 
@@ -86,9 +84,7 @@ def gradients(architecture: str, pairs: int, chunk: int | None) -> dict[str, Ten
     return {part: torch.cat(values) for part, values in parts.items()}
 
 
-def relative_errors(
-    architecture: str = "tiny-vit", pairs: int = 16, processes: int = 2
-) -> dict[str, dict[str, float]]:
+def relative_errors(architecture: str = "tiny-vit", pairs: int = 16, processes: int = 2) -> dict[str, dict[str, float]]:
     """Compare every way of computing the gradient with the plain one, in fp32 on the CPU.
 
     Args:
@@ -118,9 +114,7 @@ def _in_processes(architecture: str, pairs: int, chunk: int | None, processes: i
 
 def _worker(rank: int, architecture: str, pairs: int, chunk: int | None, processes: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=processes
-    )
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=processes)
     try:
         found = gradients(architecture, pairs, chunk)
         if rank == 0:

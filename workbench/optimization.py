@@ -98,9 +98,7 @@ def _compile(match: str, names: Sequence[str]) -> re.Pattern[str]:
         raise UserError(f"parameter_rules: {match!r} is no regular expression ({error}).") from error
     if not any(pattern.match(name) for name in names):
         near = difflib.get_close_matches(match.replace("\\", ""), names, n=3, cutoff=0.3) or names[:3]
-        raise UserError(
-            f"parameter_rules: {match!r} matches no parameter; names look like {', '.join(near)}."
-        )
+        raise UserError(f"parameter_rules: {match!r} matches no parameter; names look like {', '.join(near)}.")
     return pattern
 
 
@@ -114,9 +112,7 @@ def group_table(model: nn.Module, groups: Sequence[dict]) -> str:
         return f"{len(parameters):>8} {count:>12,} {lr:>10} {decay:>7}  {examples}"
 
     for group in groups:
-        lines.append(
-            row(group["params"], group["names"], f"{group['lr']:.3g}", f"{group['weight_decay']:.3g}")
-        )
+        lines.append(row(group["params"], group["names"], f"{group['lr']:.3g}", f"{group['weight_decay']:.3g}"))
     frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
     if frozen:
         lines.append(row(list(frozen.values()), list(frozen), "frozen", "-"))

@@ -87,7 +87,7 @@ class TrainingTransform:
 
 
 def preprocess(settings: Preprocessing) -> Callable[[Image.Image], Tensor]:
-    """Return the transform PIL picture -> normalised fp32 [3, S, S] that OpenAI's `clip.load` returns beside a model."""
+    """Return the transform PIL picture -> normalised fp32 [3, S, S] that OpenAI's `clip.load` returns."""
     evaluate = EvaluationTransform(settings.image_size, settings.interpolation)
     return lambda picture: normalize(evaluate(picture), settings.mean, settings.std)
 

@@ -1,7 +1,7 @@
 """CLIP's tokenizer: byte-level BPE on lower-cased text (Radford et al. 2021, section 2.4).
 
 The vocabulary file is OpenAI's (openai/CLIP @ d05afc4, MIT), see the licence beside it. Ids are those of OpenAI's and
-OpenCLIP's tokenizers; the two differ only in how the special tokens are spelt inside a text, where this one is OpenAI's.
+OpenCLIP's tokenizers; the two differ only in how special tokens are spelt inside a text, where this one is OpenAI's.
 
 Why it is fast, and why that is exact: the splitting pattern never matches across white space, so a text's ids are those
 of its words one after the other, and words repeat; they are kept in a bounded table. The cleaning by ftfy, which is
@@ -56,7 +56,7 @@ class Tokenizer:
             left, right = line.split()
             self._merges[ids[left], ids[right]] = number
             ids[left + right] = number
-        byte_of = {symbol: byte for symbol, byte in zip(symbols, _byte_order(), strict=True)}
+        byte_of = dict(zip(symbols, _byte_order(), strict=True))
         self._id_of_byte = {byte: number for number, byte in enumerate(_byte_order())}
         self._bytes_of = {
             number: (bytes(byte_of[c] for c in text.removesuffix("</w>")), text.endswith("</w>"))
@@ -175,9 +175,7 @@ def tokenizer() -> Tokenizer:
     return Tokenizer()
 
 
-def tokenize(
-    texts: str | Sequence[str], context_length: int = CONTEXT_LENGTH, truncate: bool = False
-) -> Tensor:
+def tokenize(texts: str | Sequence[str], context_length: int = CONTEXT_LENGTH, truncate: bool = False) -> Tensor:
     """Tokenize texts into int32 [N, context_length]: start, ids, end, zeros. One string is a batch of one.
 
     Args:

@@ -51,9 +51,9 @@ def fit(tmp_path, task=None, steps=3, trainer=None, data=None, **changes):
 
 
 def test_learns(tmp_path):
-    """Thirty steps on 32 pairs must get far below chance; a detached tower or a wrong target would not."""
-    _, _, losses = fit(tmp_path, steps=30, trainer={"overfit_batches": 1}, data={"batch_size": 32})
-    assert losses[0] == pytest.approx(math.log(32), abs=0.6)
+    """Sixty steps on 32 pairs must get far below chance; a detached tower or a wrong target would not."""
+    _, _, losses = fit(tmp_path, steps=60, schedule="constant", data={"batch_size": 32, "held_out": 1896 - 32})
+    assert losses[0] > 0.9 * math.log(32)
     assert losses[-1] < 0.5 * math.log(32)
 
 
@@ -61,7 +61,7 @@ def test_two_processes_and_chunks_give_the_same_losses(tmp_path):
     """Same global batches, same gradients: the curve does not depend on processes or chunks."""
     _, _, one = fit(tmp_path, steps=4)
     _, _, chunked = fit(tmp_path, steps=4, encode_chunk=4)
-    _, _, two = fit(tmp_path, steps=4, trainer={"devices": 2, "strategy": "ddp_spawn", "callbacks": [Dump(tmp_path)]})
+    _, _, two = fit(tmp_path, steps=4, trainer={"devices": 2, "strategy": "ddp_fork", "callbacks": [Dump(tmp_path)]})
     two = torch.load(tmp_path / "losses.pt")
     assert len(set(one)) == 4
     assert chunked == pytest.approx(one, rel=1e-4)
@@ -128,8 +128,8 @@ def test_recall_of_copied_features_is_one(tmp_path, monkeypatch, shuffled):
 
 
 def test_temperature_is_clamped_after_the_step(tmp_path):
-    task, _, _ = fit(tmp_path, logit_scale_max=10.0)
-    assert float(task.clip.logit_scale.exp()) == pytest.approx(10.0)
+    task, _, _ = fit(tmp_path, steps=1, logit_scale_max=10.0)
+    assert float(task.clip.logit_scale.detach().exp()) == pytest.approx(10.0)
 
 
 def test_temperature_learned_frozen_scheduled(tmp_path):
@@ -159,9 +159,7 @@ def test_frozen_tower_does_not_move_and_takes_no_state(tmp_path):
 
 
 def test_own_learning_rate_of_the_temperature(tmp_path):
-    _, trainer, _ = fit(
-        tmp_path, parameter_rules=[ParameterRule("logit_scale", lr=0.1)], schedule="constant", steps=1
-    )
+    _, trainer, _ = fit(tmp_path, parameter_rules=[ParameterRule("logit_scale", lr=0.1)], schedule="constant", steps=1)
     rates = {round(group["lr"], 8) for group in trainer.optimizers[0].param_groups}
     assert rates == {1e-3, 1e-4}
 
@@ -211,6 +209,10 @@ def test_checkpoint_describes_itself_and_refuses_another_model(tmp_path):
 
 def test_monitor_of_the_training_pictures(tmp_path):
     monitor = RetrievalMonitor(name="train_subset", split="train", samples=32)
-    task, trainer, _ = fit(tmp_path, steps=2, trainer={"callbacks": [LossRecorder(), monitor]})
+    task, trainer, _ = fit(
+        tmp_path,
+        steps=2,
+        trainer={"callbacks": [LossRecorder(), monitor], "limit_val_batches": 1, "val_check_interval": 2},
+    )
     assert 0 <= float(trainer.callback_metrics["train_subset/image_to_text_recall@1"]) <= 1
     assert task.chance["train_subset/image_to_text_recall@1"] == pytest.approx(1 / 32)

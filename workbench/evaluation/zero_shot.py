@@ -34,8 +34,11 @@ def classifier(
         raise UserError("Zero-shot classification needs class names, and there are none.")
     bad = [template for template in templates if template.count("{}") != 1]
     if bad or not templates:
-        raise UserError(f"A template needs exactly one {{}} for the class name; {bad[0]!r} has not." if bad else
-                        "Zero-shot classification needs at least one template, such as 'a photo of a {}.'.")
+        raise UserError(
+            f"A template needs exactly one {{}} for the class name; {bad[0]!r} has not."
+            if bad
+            else "Zero-shot classification needs at least one template, such as 'a photo of a {}.'."
+        )
     prompts = [[template.format(name) for template in templates] for name in class_names]
     distinct = sorted({prompt for row in prompts for prompt in row}, key=lambda prompt: (len(prompt), prompt))
     encoded = torch.cat(

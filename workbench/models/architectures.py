@@ -92,9 +92,7 @@ class Architecture:
         return changed
 
 
-_SMALL, _BASE, _MIDDLE, _LARGE = (
-    TextConfig(width, width // 64, 12) for width in (512, 640, 768, 1024)
-)
+_SMALL, _BASE, _MIDDLE, _LARGE = (TextConfig(width, width // 64, 12) for width in (512, 640, 768, 1024))
 _MINI_TEXT = TextConfig(128, 2, 2)
 
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from workbench.errors import UserError
 from workbench.models.architectures import Architecture, ResNetConfig, ViTConfig, architecture
 from workbench.models.initialization import initialize, rules
-from workbench.models.modified_resnet import AttentionPool2d, ModifiedResNet
 from workbench.models.layers import Transformer
+from workbench.models.modified_resnet import AttentionPool2d, ModifiedResNet
 from workbench.models.text_transformer import TextTransformer
 from workbench.models.vision_transformer import VisionTransformer
 

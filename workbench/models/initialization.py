@@ -118,22 +118,20 @@ _OPENAI: dict[str, Rule] = _PYTORCH | {
 }
 
 _MATRICES = (
-    "token_embedding text_position text_attention_in text_mlp_in text_residual_out text_projection vit_patch "
-    "vit_embeddings vit_attention_in vit_mlp_in vit_residual_out vit_projection resnet_convs attention_pool "
-    "attention_pool_position timm_projection"
-).split()
+    *("token_embedding", "text_position", "text_attention_in", "text_mlp_in", "text_residual_out", "text_projection"),
+    *("vit_patch", "vit_embeddings", "vit_attention_in", "vit_mlp_in", "vit_residual_out", "vit_projection"),
+    *("resnet_convs", "attention_pool", "attention_pool_position", "timm_projection"),
+)
 
 PRESETS: dict[str, dict[str, Rule]] = {
     "openai": _OPENAI,
     "pytorch": _PYTORCH,
-    "truncated_normal": _PYTORCH
-    | {family: _truncated for family in _MATRICES}
-    | {"linear_biases": constant(0.0)},
+    "truncated_normal": _PYTORCH | dict.fromkeys(_MATRICES, _truncated) | {"linear_biases": constant(0.0)},
     "no_depth_scaling": _OPENAI | {"text_residual_out": normal(lambda c: c.width**-0.5)},
     "zero_residual": _OPENAI | {"text_residual_out": constant(0.0), "vit_residual_out": constant(0.0)},
 }
 """
-openai: FACTS of the released code: ViT blocks and convolutions at PyTorch's defaults, the last BatchNorm gain of each
+openai: ViT blocks and convolutions at PyTorch's defaults, the last BatchNorm gain of each
     residual block 0, everything else normal.
 pytorch: PyTorch's defaults throughout, gains of residual blocks 1.
 truncated_normal: every weight and embedding N(0, 0.02) cut at two deviations (BERT, ViT), biases 0.
@@ -193,7 +191,9 @@ def initialize(model: nn.Module, init: str | Mapping[str, str] = "openai", tempe
 def _context(name: str, parameters: Mapping[str, Tensor]) -> Context:
     tower = "visual." if name.startswith("visual.") else ""
     blocks = {
-        match[1] for key in parameters if (match := re.match(rf"{re.escape(tower)}transformer\.resblocks\.(\d+)\.", key))
+        match[1]
+        for key in parameters
+        if (match := re.match(rf"{re.escape(tower)}transformer\.resblocks\.(\d+)\.", key))
     }
     position = parameters.get(f"{tower}positional_embedding")
     # A bias is drawn within the bound of its layer's weight.

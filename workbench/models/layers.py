@@ -117,9 +117,7 @@ class Transformer(nn.Module):
 
     def __init__(self, width: int, layers: int, heads: int, activation: str, causal: bool):
         super().__init__()
-        self.resblocks = nn.ModuleList(
-            ResidualAttentionBlock(width, heads, activation, causal) for _ in range(layers)
-        )
+        self.resblocks = nn.ModuleList(ResidualAttentionBlock(width, heads, activation, causal) for _ in range(layers))
         self.pooled_last_block = True
         self.gradient_checkpointing = False
 

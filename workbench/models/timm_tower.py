@@ -31,4 +31,3 @@ class TimmTower(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images [B, 3, S, S] to un-normalised features [B, embed_dim]."""
         return self.proj(self.trunk(images.to(self.dtype)))
-

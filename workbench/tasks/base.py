@@ -138,8 +138,7 @@ class Task(L.LightningModule):
         different = [key for key in keys if theirs.get(key) != ours[key]]
         if different:
             said = "; ".join(
-                f"{key} {theirs.get(key)} in the checkpoint, {ours[key]} in the configuration"
-                for key in different
+                f"{key} {theirs.get(key)} in the checkpoint, {ours[key]} in the configuration" for key in different
             )
             raise UserError(
                 f"--ckpt_path holds another model: {said}. Resume with the config.yaml of the checkpoint's "

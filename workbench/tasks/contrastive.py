@@ -70,9 +70,7 @@ class ContrastiveTask(Task):
         patch_dropout: float = 0.0,
         gradient_checkpointing: bool = False,
         compile: bool = False,
-        optimizer: OptimizerFactory = lambda p: AdamW(
-            p, lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2
-        ),
+        optimizer: OptimizerFactory = lambda p: AdamW(p, lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2),
         warmup: int | float = 0.1,
         schedule: str = "cosine",
         parameter_rules: list[ParameterRule] | None = None,
@@ -145,7 +143,7 @@ class ContrastiveTask(Task):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then clamp or schedule the temperature: the forward pass always sees the parameter itself."""
         super().optimizer_step(*args, **kwargs)
-        self._schedule_temperature(self.trainer.global_step)
+        self._schedule_temperature(self.trainer.global_step + 1)
         self.clamp_logit_scale(self.hparams.logit_scale_max)
 
     @torch.no_grad()
@@ -166,9 +164,7 @@ class ContrastiveTask(Task):
         for group in groups:
             group["lr"] = probe["lr"] * group["lr_multiplier"]
         table = group_table(self.clip, groups)
-        rank_zero_info(
-            f"{self.total_steps} optimizer steps, {warmup} of them warm-up. What is trained:\n{table}"
-        )
+        rank_zero_info(f"{self.total_steps} optimizer steps, {warmup} of them warm-up. What is trained:\n{table}")
         optimizer = self.optimizer_factory(groups)
         use_fused(optimizer)
         scheduler = LambdaLR(optimizer, schedule(self.hparams.schedule, warmup, self.total_steps))
@@ -208,10 +204,10 @@ class ContrastiveTask(Task):
 
     def on_validation_epoch_end(self) -> None:
         """Log loss, retrieval and the geometry of the embedding over the whole split, each with its chance level."""
+        # A process without a row takes part in gathering all the same.
         nothing = torch.zeros(0, self.clip.architecture.embed_dim, device=self.device)
-        image, text = (
-            distributed.gather_ragged(torch.cat([nothing, *(pair[side] for pair in self._features)])) for side in (0, 1)
-        )
+        features = self._features or [(nothing, nothing)]
+        image, text = (distributed.gather_ragged(torch.cat(side)) for side in zip(*features, strict=True))
         self._features.clear()
         pairs = len(image)
         metrics: dict[str, Tensor | float] = {
@@ -264,9 +260,7 @@ def total_optimizer_steps(trainer: Any) -> int:
     if trainer.max_steps not in (None, -1):
         total = min(total, trainer.max_steps)
     if total == math.inf:
-        raise UserError(
-            "The run has no end, so the schedule has none; set trainer.max_epochs or trainer.max_steps."
-        )
+        raise UserError("The run has no end, so the schedule has none; set trainer.max_epochs or trainer.max_steps.")
     if total < 1:
         raise UserError(
             f"The run has no step: {batches} batches an epoch, max_epochs {trainer.max_epochs}, "

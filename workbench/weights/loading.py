@@ -73,8 +73,8 @@ def read_weights(source: str | Path, download_root: str | Path | None = None) ->
         if not path.is_file():
             near = difflib.get_close_matches(str(source), zoo.ZOO, n=1)
             raise UserError(
-                f"There are no weights at {source}{f' (did you mean {near[0]!r}?)' if near else ''}: give `openai`, one of "
-                f"{', '.join(zoo.ZOO)}, or the path of a checkpoint."
+                f"There are no weights at {source}{f' (is it {near[0]!r}?)' if near else ''}: give `openai`, one "
+                f"of {', '.join(zoo.ZOO)}, or the path of a checkpoint."
             )
     if openai_archive.is_torchscript(path):
         return Weights(openai_archive.read_torchscript(path), path, {"activation": "quick_gelu"})

@@ -69,7 +69,9 @@ class _Unpickler(pickle.Unpickler):
             raise UserError(f"The archive lacks {path}; it is damaged.") from error
         if not isinstance(dtype, torch.dtype) or size != count * dtype.itemsize:
             raise UserError(f"The archive's {path} has {size} bytes, not what its {count} numbers need; it is damaged.")
-        return torch.frombuffer(bytearray(self.archive.read(path)), dtype=dtype) if count else torch.empty(0, dtype=dtype)
+        return (
+            torch.frombuffer(bytearray(self.archive.read(path)), dtype=dtype) if count else torch.empty(0, dtype=dtype)
+        )
 
 
 def _rebuild_tensor(storage: Tensor, offset: int, size: tuple, stride: tuple, *_: Any) -> Tensor:
