@@ -74,6 +74,7 @@ class RunFolder(SaveConfigCallback):
         if trainer.is_global_zero:
             folder = str(_folder_of_checkpoint(trainer.ckpt_path) or _next_version(Path(logger.root_dir)))
         logger.folder = Path(trainer.strategy.broadcast(folder))
+        trainer.profiler.setup(stage="fit", local_rank=trainer.local_rank, log_dir=str(logger.folder))
         if not trainer.is_global_zero:
             return
         config = self.parser.dump(self.config, skip_none=False)

@@ -1,5 +1,6 @@
 """What every test shares: one cache of rendered pictures, few threads, no user's folders touched."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -27,3 +28,9 @@ def shared_cache(tmp_path_factory):
 def in_an_empty_folder(tmp_path, monkeypatch):
     """Run each test in its own empty folder, so that nothing is written into the checkout."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def quiet_logging(monkeypatch):
+    """Lightning logs to the stderr that it found on import, which pytest has long closed."""
+    monkeypatch.setattr(logging, "raiseExceptions", False)

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from workbench import models
 from workbench.errors import UserError
-from workbench.models import CLIP, OPENAI_ARCHITECTURES
+from workbench.models import CLIP, OPENAI_ARCHITECTURES, Architecture
 from workbench.preprocessing import Preprocessing, preprocess
-from workbench.weights import load_weights, read_weights
+from workbench.weights import Weights, infer_architecture, load_weights, put_weights, read_weights
+
+_CHANGEABLE = ("activation", "embed_dim", "image_size", "context_length", "interpolation")
 
 
 def available_models() -> list[str]:
@@ -33,26 +35,32 @@ def load(
     """Return a trained model in evaluation mode, in fp32, and the transform for its pictures.
 
     Args:
-        name: of `available_models()`, or the path of a checkpoint that this package wrote.
+        name: of `available_models()`, or the path of a checkpoint that this package wrote or of OpenAI's.
         device: None takes CUDA where there is one.
         download_root: folder for downloaded weights, see `weights.zoo.find`.
 
     Raises:
-        UserError: the weights cannot be had or read, or a file does not say which architecture it has.
+        UserError: the weights cannot be had or read, or a file does not say what it was trained as.
     """
-    if str(name) in OPENAI_ARCHITECTURES:
-        architecture, changes = str(name), {}
-    else:
-        about = read_weights(name, download_root).metadata
-        if "architecture" not in about:
-            raise UserError(
-                f"{name} does not say which architecture it has; build that with workbench.create_model(architecture, "
-                "weights=path)."
-            )
-        architecture, changes = about["architecture"], {"image_size": about["image_size"]}
-    model = models.create_model(architecture, **changes)
-    load_weights(model, name, download_root)
+    weights = read_weights(name, download_root)
+    model = models.create_model(_architecture(weights))
+    put_weights(model, weights)
     described = model.architecture
     settings = Preprocessing(described.image_size, described.mean, described.std, described.interpolation)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device).eval(), preprocess(settings)
+
+
+def _architecture(weights: Weights) -> Architecture:
+    about = weights.metadata
+    if "architecture" in about:
+        changes = {key: about[key] for key in _CHANGEABLE if key in about}
+        return models.architecture(about["architecture"]).changed(**changes)
+    if "activation" in about:
+        return infer_architecture(weights.state_dict, about["activation"])
+    likely = infer_architecture(weights.state_dict, "quick_gelu").name
+    raise UserError(
+        f"{weights.path} does not say which activation it was trained with, and with the wrong one features are "
+        f"silently wrong. Its shapes are those of {likely}: build it with workbench.create_model({likely!r}, "
+        'weights=path, activation="quick_gelu") if the weights are OpenAI\'s, "gelu" for most of OpenCLIP\'s.'
+    )

@@ -7,6 +7,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+# Newer torch deprecates the older name.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 def is_distributed() -> bool:
@@ -34,7 +36,7 @@ class _GatherFeatures(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor) -> Tensor:  # [B, D] -> [world * B, D]
         gathered = features.new_empty(world_size() * features.shape[0], *features.shape[1:])
-        dist.all_gather_into_tensor(gathered, features.contiguous())
+        _all_gather(gathered, features.contiguous())
         return gathered
 
     @staticmethod
@@ -70,12 +72,12 @@ def gather_ragged(values: Tensor) -> Tensor:
     if not is_distributed():
         return values.detach()
     sizes = values.new_empty(world_size(), dtype=torch.long)
-    dist.all_gather_into_tensor(sizes, torch.tensor([len(values)], device=values.device))
+    _all_gather(sizes, torch.tensor([len(values)], device=values.device))
     longest = int(sizes.max())
     padded = values.new_zeros(longest, *values.shape[1:])
     padded[: len(values)] = values.detach()
     gathered = values.new_empty(world_size() * longest, *values.shape[1:])
-    dist.all_gather_into_tensor(gathered, padded)
+    _all_gather(gathered, padded)
     return torch.cat(
         [part[:size] for part, size in zip(gathered.split(longest), sizes.tolist(), strict=True)]
         if longest

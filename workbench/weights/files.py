@@ -1,6 +1,7 @@
 """Read a file that torch.save wrote, without running anything in it."""
 
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ def read_checkpoint(path: Path) -> Any:
     """
     if not path.is_file():
         raise UserError(f"There is no checkpoint {path}.")
+    refuse_bombs(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
@@ -24,3 +26,24 @@ def read_checkpoint(path: Path) -> Any:
         raise UserError(
             f"{path} cannot be read as a checkpoint ({first[:120]}): it is damaged, cut short, or something else."
         ) from error
+
+
+def refuse_bombs(path: Path) -> None:
+    """Refuse an archive whose parts would be larger in memory than the file.
+
+    torch stores numbers and pickles as they are and compresses source code alone, which is never read here.
+
+    Raises:
+        UserError: a part is compressed, or several claim the same bytes.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = [part for part in archive.infolist() if "/code/" not in part.filename]
+    except (zipfile.BadZipFile, OSError):
+        return  # the reader says what is wrong
+    packed = next((part.filename for part in parts if part.compress_type != zipfile.ZIP_STORED), None)
+    if packed is not None:
+        raise UserError(f"{path}: its part {packed} is compressed, which no checkpoint's is; the file is refused.")
+    claimed, size = sum(part.file_size for part in parts), path.stat().st_size
+    if claimed > size:
+        raise UserError(f"{path}: its parts claim {claimed} bytes, more than the file's {size}; the file is refused.")

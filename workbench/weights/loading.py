@@ -1,6 +1,7 @@
 """Find weights, read them, and put them into a model, saying exactly what does not fit."""
 
 import difflib
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from workbench.errors import UserError
 from workbench.models import position_embedding
+from workbench.models.architectures import TimmConfig
+from workbench.tokenizer import content_hash
 from workbench.weights import openai_archive, zoo
 from workbench.weights.files import read_checkpoint
 
@@ -42,22 +45,23 @@ def load_weights(model: nn.Module, source: str | Path, download_root: str | Path
     if str(source) == "openai" and name not in zoo.ZOO:
         raise UserError(f"OpenAI released no weights for {name}; it did for {', '.join(zoo.ZOO)}.")
     weights = read_weights(name, download_root)
-    expected = weights.metadata.get("activation")
-    if expected is not None and expected != model.architecture.activation:
-        raise UserError(
-            f"{weights.path} was trained with {expected} and the model has {model.architecture.activation}: its "
-            "features would be silently wrong. Choose the architecture that the weights were trained as."
-        )
-    interpolated = position_embedding.fit(weights.state_dict, model)
-    _check(weights, model)
-    with torch.no_grad():
-        for key, value in model.state_dict().items():
-            value.copy_(weights.state_dict[key])
+    interpolated = put_weights(model, weights)
     return {
         "source": str(source),
         "sha256": zoo.sha256(weights.path),
         "interpolated": {key: list(sides) for key, sides in interpolated.items()},
     }
+
+
+def put_weights(model: nn.Module, weights: Weights) -> dict[str, tuple[int, int]]:
+    """Put weights that were read into a model, see `load_weights`; return which positions were interpolated."""
+    _check_metadata(weights, model)
+    interpolated = position_embedding.fit(weights.state_dict, model)
+    _check_shapes(weights, model)
+    with torch.no_grad():
+        for key, value in model.state_dict().items():
+            value.copy_(weights.state_dict[key])
+    return interpolated
 
 
 def read_weights(source: str | Path, download_root: str | Path | None = None) -> Weights:
@@ -94,7 +98,24 @@ def _unwrapped(loaded: Any, path: Path) -> Weights:
     return Weights(state_dict, path, dict(metadata))
 
 
-def _check(weights: Weights, model: nn.Module) -> None:
+def _check_metadata(weights: Weights, model: nn.Module) -> None:
+    ours, theirs = model.architecture.activation, weights.metadata.get("activation")
+    if theirs is None and not isinstance(model.architecture.vision, TimmConfig):
+        warnings.warn(
+            f"{weights.path} does not say which activation it was trained with; the model has {ours}. OpenAI's weights "
+            "want quick_gelu, most of OpenCLIP's gelu, and with the wrong one features are silently wrong.",
+            stacklevel=4,
+        )
+    if theirs not in (None, ours):
+        raise UserError(
+            f"{weights.path} was trained with {theirs} and the model has {ours}: its features would be silently "
+            "wrong. Choose the architecture that the weights were trained as."
+        )
+    if weights.metadata.get("tokenizer") not in (None, content_hash()):
+        raise UserError(f"{weights.path} was trained with another vocabulary than this tokenizer's.")
+
+
+def _check_shapes(weights: Weights, model: nn.Module) -> None:
     wanted, given = model.state_dict(), weights.state_dict
     # Older checkpoints lack the counter, which nothing reads as long as the momentum is fixed.
     for key in wanted:

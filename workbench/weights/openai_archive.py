@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from workbench.errors import UserError
+from workbench.weights.files import refuse_bombs
 
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
 """Numbers that OpenAI's archives carry beside the weights."""
@@ -42,8 +43,9 @@ class _Node:
 
 class _Unpickler(pickle.Unpickler):
     def __init__(self, archive: zipfile.ZipFile, root: str):
-        super().__init__(archive.open(f"{root}/data.pkl"))
+        super().__init__(archive.open(f"{root}data.pkl"))
         self.archive, self.root = archive, root
+        self.storages: dict[str, Tensor] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _STORAGES:
@@ -56,54 +58,61 @@ class _Unpickler(pickle.Unpickler):
         }
         if (module, name) in known:
             return known[module, name]
+        if module == "torch.jit._pickle" and name.startswith("build_"):  # lists of one type, as attributes
+            return list
         if module.startswith("__torch__"):
             return _Node
         raise UserError(f"The archive asks to load {module}.{name}, which no weights need; it is refused.")
 
     def persistent_load(self, saved: Any) -> Tensor:
         _, dtype, key, _, count = saved
-        path = f"{self.root}/data/{key}"
-        try:
-            size = self.archive.getinfo(path).file_size
-        except KeyError as error:
-            raise UserError(f"The archive lacks {path}; it is damaged.") from error
-        if not isinstance(dtype, torch.dtype) or size != count * dtype.itemsize:
-            raise UserError(f"The archive's {path} has {size} bytes, not what its {count} numbers need; it is damaged.")
-        return (
-            torch.frombuffer(bytearray(self.archive.read(path)), dtype=dtype) if count else torch.empty(0, dtype=dtype)
-        )
+        path = f"{self.root}data/{key}"
+        if path not in self.storages:
+            try:
+                size = self.archive.getinfo(path).file_size
+            except KeyError as error:
+                raise UserError(f"The archive lacks {path}; it is damaged.") from error
+            if not isinstance(dtype, torch.dtype) or size != count * dtype.itemsize:
+                raise UserError(f"The archive's {path} has {size} bytes, not those of its {count} numbers.")
+            data = bytearray(self.archive.read(path))
+            self.storages[path] = torch.frombuffer(data, dtype=dtype) if count else torch.empty(0, dtype=dtype)
+        return self.storages[path]
 
 
 def _rebuild_tensor(storage: Tensor, offset: int, size: tuple, stride: tuple, *_: Any) -> Tensor:
     """Make a view of a storage; torch checks that it stays within."""
-    return torch.as_strided(storage, tuple(size), tuple(stride), offset).clone()
+    view = torch.as_strided(storage, tuple(size), tuple(stride), offset)
+    if view.numel() > storage.numel():  # a few bytes that claim to be terabytes
+        raise UserError(f"The archive repeats {storage.numel()} numbers as {view.numel()}; it is refused.")
+    return view
 
 
 def is_torchscript(path: Path) -> bool:
     """Tell whether a file is a TorchScript archive."""
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.split("/", 1)[-1] == "constants.pkl" for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.split("/", 1)[-1] == "constants.pkl" for name in archive.namelist())
 
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:
     """Return the state dict of a TorchScript archive, without OpenAI's three extra numbers.
 
     Raises:
-        UserError: the archive is damaged, compressed (a real one is not, a bomb is), or asks for anything but tensors.
+        UserError: the archive is damaged, a decompression bomb, or asks for anything but tensors.
     """
+    refuse_bombs(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            squeezed = [item.filename for item in archive.infolist() if item.file_size > item.compress_size]
-            if squeezed:
-                raise UserError(f"{path}: {squeezed[0]} is compressed, which no checkpoint's parts are; it is refused.")
-            root = archive.namelist()[0].split("/")[0]
+            root = next(name for name in archive.namelist() if name.endswith("data.pkl")).removesuffix("data.pkl")
             tree = _Unpickler(archive, root).load()
-    except (zipfile.BadZipFile, pickle.UnpicklingError, KeyError, EOFError, ValueError, RuntimeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is a damaged TorchScript archive ({error}); fetch it again.") from error
+    except UserError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
+        raise UserError(
+            f"{path} is a damaged TorchScript archive ({type(error).__name__}: {error}); fetch it again."
+        ) from error
     state_dict: dict[str, Tensor] = {}
     _collect(tree, "", state_dict)
     return {key: value for key, value in state_dict.items() if key not in NOT_WEIGHTS}

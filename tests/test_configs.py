@@ -1,0 +1,84 @@
+"""Every YAML is read by the real command line; those that a CPU can run are run."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from workbench.main import main
+
+ROOT = Path(__file__).parent.parent
+EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.yaml"))
+FRAGMENTS = sorted((ROOT / "lightning_configs").rglob("*.yaml"))
+QUICK = str(ROOT / "experiments" / "quickstart.yaml")
+
+TINY = [
+    *("--model.init_args.architecture", "tiny-vit", "--data.batch_size", "64", "--data.num_workers", "0"),
+    *("--trainer.max_epochs", "-1", "--trainer.max_steps", "2", "--trainer.limit_val_batches", "0"),
+    *("--trainer.callbacks", "[]"),
+]
+
+
+def test_the_files_are_those_that_the_tests_know():
+    assert [path.stem for path in EXPERIMENTS] == ["ft_rn50", "pretrain_rn50", "pretrain_vit_b32", "quickstart"]
+    assert [path.stem for path in FRAGMENTS] == [
+        *("cpu", "ddp", "default", "deterministic", "fsdp2", "gpu_bf16", "gpu_fp16", "profile"),
+    ]
+
+
+@pytest.mark.parametrize("path", [*EXPERIMENTS, *FRAGMENTS], ids=lambda path: path.stem)
+def test_header_and_shape(path):
+    text = path.read_text()
+    assert text.startswith("# ") and "python -m workbench" in text.split("\ntrainer:")[0]
+    keys = set(yaml.safe_load(text))
+    assert keys <= ({"trainer", "checkpoint"} if path in FRAGMENTS else {"experiment", "model", "data", "trainer"})
+    if path in FRAGMENTS and path.stem != "default":
+        assert "callbacks" not in yaml.safe_load(text)["trainer"], "it would replace the experiment's"
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_experiment_is_read_as_written(path, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["fit", "--config", str(path), "--print_config"])
+    assert left.value.code == 0
+    whole = yaml.safe_load(capsys.readouterr().out)
+    written = yaml.safe_load(path.read_text())
+    assert whole["experiment"] == path.stem
+    assert whole["model"]["init_args"]["architecture"] == written["model"]["init_args"]["architecture"]
+    assert whole["data"]["init_args"]["batch_size"] == written["data"]["init_args"]["batch_size"]
+    names = [callback["class_path"].rsplit(".", 1)[-1] for callback in whole["trainer"]["callbacks"]]
+    assert "TrainingSpeedMonitor" in names, "the base layer's list is kept"
+
+
+@pytest.mark.parametrize("path", FRAGMENTS, ids=lambda path: path.stem)
+def test_fragment_lies_over_an_experiment(path, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["fit", "--config", QUICK, "--config", str(path), "--print_config"])
+    assert left.value.code == 0
+    whole = yaml.safe_load(capsys.readouterr().out)["trainer"]
+    for key, value in yaml.safe_load(path.read_text())["trainer"].items():
+        if key not in ("callbacks", "strategy", "profiler"):
+            assert whole[key] == value
+
+
+@pytest.mark.parametrize("name", ["cpu", "deterministic", "profile"])
+def test_fragment_runs(name, tmp_path):
+    fragment = str(ROOT / "lightning_configs" / f"{name}.yaml")
+    assert main(["fit", "--config", QUICK, "--config", fragment, *TINY, "--trainer.accelerator", "cpu"]) == 0
+    folder = tmp_path / "runs" / "quickstart" / "0"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["status"], summary["step"]) == ("finished", 2)
+    if name == "profile":
+        assert "run_training_batch" in (folder / "fit-profile.txt").read_text()
+
+
+@pytest.mark.parametrize("path", [p for p in EXPERIMENTS if p.stem != "quickstart"], ids=lambda path: path.stem)
+def test_experiment_runs_on_a_small_model(path, tmp_path):
+    """The headers' own advice for trying them out, with a small model in place of the large one."""
+    small = "tiny-rn" if "rn50" in path.stem else "tiny-vit"
+    options = [*("--model.init_args.weights", "null", "--model.init_args.warmup", "0.1")]
+    tiny = [small if option == "tiny-vit" else option for option in TINY]
+    assert main(["fit", "--config", str(path), *options, *tiny, "--trainer.accelerator", "cpu"]) == 0
+    summary = json.loads((tmp_path / "runs" / path.stem / "0" / "summary.json").read_text())
+    assert (summary["status"], summary["step"]) == ("finished", 2)
