@@ -1,4 +1,4 @@
-"""Stop when numbers cease to be numbers, before the weights are spoilt and saved."""
+"""Stop when numbers cease to be numbers, before spoilt weights are saved."""
 
 from typing import Any
 
@@ -9,33 +9,55 @@ from workbench.errors import UserError
 
 
 class NanGuard(Callback):
-    """Refuse an optimizer step after a loss that is not finite; the last good checkpoint stays.
+    """Refuse to go on after a loss that is not finite; the last good checkpoint stays.
 
-    Looked at on every step on a CPU, and on logged steps on a GPU, which a look makes wait. A step that fp16's
-    gradient scaler skips is no such case: its loss is finite.
+    On a CPU it is refused before the optimizer's step. A GPU notes the step without waiting, and the note is read on
+    logged steps; `RunCheckpoint` never writes weights that are not finite. A step that fp16's gradient scaler skips is
+    no such case: its loss is finite.
     """
 
+    def __init__(self) -> None:
+        self._bad_step: torch.Tensor | None = None
+
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
-        """Look at the loss, and find the tensor that it comes from."""
+        """Look at the loss, and find the tensor that it comes from.
+
+        Raises:
+            UserError: the step, the first bad tensor, and what to change.
+        """
+        loss = loss.detach()
+        if self._bad_step is None:
+            self._bad_step = torch.full((), -1, dtype=torch.long, device=loss.device)
+        new = (self._bad_step < 0) & ~torch.isfinite(loss)
+        self._bad_step = torch.where(new, trainer.global_step, self._bad_step)
         if loss.device.type != "cpu" and not trainer._logger_connector.should_update_logs:
             return
-        if bool(torch.isfinite(loss)):
-            return
-        raise UserError(
-            f"The loss is {float(loss)} at step {trainer.global_step}; {self._first_bad(pl_module)}. "
-            "Lower the learning rate or lengthen the warm-up; under fp16 try --trainer.precision bf16-mixed. "
-            "The last checkpoint from before is kept."
-        )
+        step = int(self._bad_step)
+        if step >= 0:
+            raise not_finite(f"The loss is not finite ({float(loss)}) at step {step}", pl_module)
 
-    @staticmethod
-    def _first_bad(pl_module: LightningModule) -> str:
-        for name, parameter in pl_module.clip.named_parameters():
-            if not bool(torch.isfinite(parameter).all()):
-                return f"the first tensor that is not finite is the parameter {name}"
-        for name, buffer in pl_module.clip.named_buffers():
-            if not bool(torch.isfinite(buffer).all()):
-                return f"the first tensor that is not finite is the buffer {name}"
-        return f"all parameters are finite, so it comes from {_first_bad_activation(pl_module)}"
+
+def not_finite(what: str, pl_module: LightningModule) -> UserError:
+    """Return the error that names the first bad tensor, in the order of the model, and what to change."""
+    return UserError(
+        f"{what}; {_first_bad(pl_module)}. Lower the learning rate or lengthen the warm-up; under fp16 try "
+        "--trainer.precision bf16-mixed. The last checkpoint from before is kept."
+    )
+
+
+def first_bad_parameter(pl_module: LightningModule) -> str | None:
+    """Return the name of the first parameter or buffer, of this process's share, that is not finite."""
+    for name, tensor in (*pl_module.named_parameters(), *pl_module.named_buffers()):
+        share = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # sharded by FSDP2
+        if not bool(torch.isfinite(share).all()):
+            return name
+    return None
+
+
+def _first_bad(pl_module: LightningModule) -> str:
+    if name := first_bad_parameter(pl_module):
+        return f"the first tensor that is not finite is the parameter {name}"
+    return f"all parameters are finite, so it comes from {_first_bad_activation(pl_module)}"
 
 
 def _first_bad_activation(pl_module: LightningModule) -> str:

@@ -1,6 +1,5 @@
 """Held-out pictures with the texts that the model thinks of, as a picture."""
 
-from pathlib import Path
 from textwrap import shorten
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.evaluation import encode_images, evaluating
+from callbacks.run_folder import run_folder
 from workbench.atomic import written_atomically
 from workbench.tokenizer import tokenize, trim
 
@@ -36,12 +36,13 @@ class PictureGrid(Callback):
         with evaluating(pl_module):
             tokens = tokenize(pairs.captions, truncate=True)
             text = [pl_module.encode_text_batch(trim(part).to(pl_module.device)) for part in tokens.split(256)]
-        if not trainer.is_global_zero or trainer.log_dir is None:
+        folder = run_folder(trainer)
+        if not trainer.is_global_zero or folder is None:
             return
         scores = F.normalize(image, dim=-1) @ F.normalize(torch.cat(text).float(), dim=-1).T
         best = scores.topk(min(self.top_k, len(pairs)), dim=1)
         figure = self._draw(pairs, rows.tolist(), best.indices.tolist(), best.values.tolist())
-        path = Path(trainer.log_dir) / "pictures" / f"step_{trainer.global_step}.png"
+        path = folder / "pictures" / f"step_{trainer.global_step}.png"
         with written_atomically(path) as file:
             figure.savefig(file, format="png", dpi=110)
         figure.canvas.draw()

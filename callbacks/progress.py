@@ -51,10 +51,16 @@ class RunProgress(ProgressBar):
         if self._bar is not None:
             self._bar.set_postfix(shown)
         else:
-            done = trainer.global_step - self._first
-            left = (self._total - trainer.global_step) * (time.perf_counter() - self._began) / max(1, done)
-            said = ", ".join(f"{key} {value}" for key, value in shown.items())
-            print(f"step {trainer.global_step}/{self._total}  {said}, {tqdm.format_interval(left)} left", flush=True)
+            said = ", ".join([*(f"{key} {value}" for key, value in shown.items()), *self._left(trainer.global_step)])
+            of = "" if self._total is None else f"/{self._total}"
+            print(f"step {trainer.global_step}{of}  {said}", flush=True)
+
+    def _left(self, step: int) -> list[str]:
+        """Return the time that is left at this run's speed so far, where the end is known."""
+        done = step - self._first
+        if self._total is None or done == 0:
+            return []
+        return [f"{tqdm.format_interval((self._total - step) * (time.perf_counter() - self._began) / done)} left"]
 
     @staticmethod
     def _shown(trainer: Trainer) -> dict[str, str]:

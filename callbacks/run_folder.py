@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,21 +31,23 @@ class RunLogger(TensorBoardLogger):
     Args:
         root: folder of all experiments.
         experiment_name: this one's name.
+        events: write them; without, the logger only knows where the folder is.
     """
 
-    def __init__(self, root: str, experiment_name: str):
+    def __init__(self, root: str, experiment_name: str, events: bool = True):
         super().__init__(root, name=experiment_name, version="", default_hp_metric=False)
         self.folder: Path | None = None
+        self.events = events
 
     @property
     def log_dir(self) -> str:
-        """The run's folder; before there is one, its parent."""
-        return str(self.folder or Path(self.root_dir))
+        """The run's folder; empty before there is one, so that a profiler waits for it."""
+        return str(self.folder or "")
 
     @property
     def experiment(self) -> Any:
         """The event writer. The Trainer touches it before data and model are checked, when nothing may be written."""
-        return super().experiment if self.folder is not None else _DummyExperiment()
+        return super().experiment if self.events and self.folder is not None else _DummyExperiment()
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Log and flush: a run that is killed keeps its curve up to its last checkpoint."""
@@ -53,6 +56,14 @@ class RunLogger(TensorBoardLogger):
 
     def save(self) -> None:
         """Write nothing beside the events: config.yaml has the hyper-parameters."""
+
+
+def run_folder(trainer: Trainer) -> Path | None:
+    """Return the run's folder; None before it is made, and where there is none (`fast_dev_run`, `validate`).
+
+    Unlike `trainer.log_dir` it asks no other process, so that one process alone may call it.
+    """
+    return next((logger.folder for logger in trainer.loggers if isinstance(logger, RunLogger)), None)
 
 
 class RunFolder(SaveConfigCallback):
@@ -65,25 +76,52 @@ class RunFolder(SaveConfigCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Do nothing yet: the model is not built and the data not read."""
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make it."""
-        logger = trainer.logger
-        if not isinstance(logger, RunLogger):
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make it: by now a checkpoint's weights, optimizer and data have been accepted.
+
+        Raises:
+            UserError: the folder cannot be made or written to.
+        """
+        logger = next((logger for logger in trainer.loggers if isinstance(logger, RunLogger)), None)
+        if logger is None:
             return
-        folder = None
+        found: Path | UserError | None = None
         if trainer.is_global_zero:
-            folder = str(_folder_of_checkpoint(trainer.ckpt_path) or _next_version(Path(logger.root_dir)))
-        logger.folder = Path(trainer.strategy.broadcast(folder))
-        trainer.profiler.setup(stage="fit", local_rank=trainer.local_rank, log_dir=str(logger.folder))
-        if not trainer.is_global_zero:
-            return
-        config = self.parser.dump(self.config, skip_none=False)
-        with written_atomically(logger.folder / "config.yaml", "w") as file:
-            file.write(config)
-        with written_atomically(logger.folder / "environment.json", "w") as file:
-            json.dump(environment(), file, indent=2)
-        logger.experiment.add_text("config", f"```yaml\n{config}\n```", trainer.global_step)
-        print(f"Run folder: {logger.folder}", flush=True)
+            # Told to the others as well, which would wait for ever for a process that has left.
+            try:
+                found = self._make(trainer, Path(logger.root_dir))
+            except UserError as error:
+                found = error
+        found = trainer.strategy.broadcast(found)
+        if isinstance(found, UserError):
+            raise found
+        logger.folder = found
+        process = trainer.local_rank if trainer.world_size > 1 else None
+        trainer.profiler.setup(stage="fit", local_rank=process, log_dir=str(found))
+        if trainer.is_global_zero:
+            config = (found / "config.yaml").read_text(encoding="utf-8")
+            logger.experiment.add_text("config", f"```yaml\n{config}\n```", trainer.global_step)
+            print(f"Run folder: {found}", flush=True)
+
+    def _make(self, trainer: Trainer, root: Path) -> Path:
+        resumed = _folder_of_checkpoint(trainer.ckpt_path)
+        folder = resumed or _next_version(root)
+        config = self.config.clone()
+        # What the run is, not where it was taken up: the file repeats it from the start.
+        config["ckpt_path"] = None
+        try:
+            with written_atomically(folder / "config.yaml", "w") as file:
+                file.write(self.parser.dump(config, skip_none=False))
+            with written_atomically(folder / "environment.json", "w") as file:
+                json.dump(environment(), file, indent=2)
+        except OSError as error:
+            if resumed is None:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise UserError(
+                f"The run folder {folder} cannot be written to ({error.strerror}); make room, or choose another place "
+                "with --trainer.default_root_dir."
+            ) from error
+        return folder
 
 
 def _folder_of_checkpoint(ckpt_path: Any) -> Path | None:

@@ -1,6 +1,8 @@
 """What a run came to: summary.json, and a short table with the next commands."""
 
 import json
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.checkpoint import RunCheckpoint
+from callbacks.run_folder import run_folder
 from workbench.atomic import written_atomically
 
 
@@ -15,7 +18,7 @@ class RunSummary(Callback):
     """Write `summary.json` at the end of a run however it ends, and print what was learnt against chance.
 
     It holds every metric with the step that it is of, the run's status (finished, interrupted, failed) and reason,
-    wall time, throughput, and the attempts that a resumed run took.
+    wall time in seconds, and the attempts that a resumed run took.
     """
 
     def __init__(self) -> None:
@@ -41,24 +44,28 @@ class RunSummary(Callback):
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Note the step of what was logged."""
         if trainer._logger_connector.should_update_logs:
-            self._note(trainer)
+            self._note(trainer, training=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the step of what was measured."""
         if not trainer.sanity_checking and trainer.state.fn == "fit":
-            self._note(trainer)
+            self._note(trainer, training=False)
 
-    def _note(self, trainer: Trainer) -> None:
+    def _note(self, trainer: Trainer, training: bool) -> None:
+        """Note what is new: the metrics of the loop that logs, and of the other what has changed."""
         for name, value in trainer.callback_metrics.items():
             value = float(value)
-            if name not in self._metrics or self._metrics[name]["value"] != value:
+            fresh = name.startswith("train/") == training
+            if fresh or name not in self._metrics or self._metrics[name]["value"] != value:
                 self._metrics[name] = {"value": value, "step": trainer.global_step}
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write down why it ended, if it ever began."""
-        if trainer.state.fn == "fit" and trainer.global_step > 0:
-            stopped = isinstance(exception, KeyboardInterrupt)
+        stopped = isinstance(exception, KeyboardInterrupt)
+        try:
             self._write(trainer, "interrupted" if stopped else "failed", str(exception) or type(exception).__name__)
+        except OSError as error:  # the disk may be what it ended for, and that is the error to show
+            print(f"summary.json could not be written: {error}", file=sys.stderr)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write and print."""
@@ -69,9 +76,9 @@ class RunSummary(Callback):
             print(self.text(trainer, pl_module), flush=True)
 
     def _write(self, trainer: Trainer, status: str, reason: str | None) -> None:
-        if not trainer.is_global_zero or getattr(trainer.logger, "folder", None) is None:
+        folder = run_folder(trainer)
+        if not trainer.is_global_zero or folder is None:
             return
-        folder = Path(trainer.log_dir)
         attempts = [*self._attempts, self._attempt(status, reason)]
         best = folder / "checkpoints" / "best.ckpt"
         summary = {
@@ -81,6 +88,7 @@ class RunSummary(Callback):
             "epoch": trainer.current_epoch,
             "seconds": round(sum(attempt["seconds"] for attempt in attempts), 1),
             "attempts": attempts,
+            "config": "config.yaml",
             "best_checkpoint": str(best.relative_to(folder)) if best.exists() else None,
             "chance": trainer.lightning_module.chance,
             "metrics": dict(sorted(self._metrics.items())),
@@ -90,32 +98,42 @@ class RunSummary(Callback):
 
     def text(self, trainer: Trainer, pl_module: LightningModule) -> str:
         """Return the closing table and the commands that come next."""
-        lines = ["", f"{'What was learnt':<40} {'value':>9} {'chance':>9}"]
-        for name, chance in sorted(pl_module.chance.items()):
-            if name in self._metrics:
-                value = self._metrics[name]["value"]
-                shown = (
-                    (f"{value:.1%}", f"{chance:.1%}")
-                    if chance <= 1 and "loss" not in name
-                    else (
-                        f"{value:.3f}",
-                        f"{chance:.3f}",
-                    )
-                )
-                lines.append(f"{name:<40} {shown[0]:>9} {shown[1]:>9}")
-        folder = getattr(trainer.logger, "folder", None)
+        metrics = {name: noted["value"] for name, noted in self._metrics.items()}
+        chances = dict(pl_module.chance)
+        if "train/loss_chance" in metrics:
+            chances["train/loss"] = metrics["train/loss_chance"]
+        rows = [
+            f"{name:<40} {_shown(name, metrics[name]):>9} {_shown(name, chance):>9}"
+            for name, chance in sorted(chances.items())
+            if name in metrics
+        ]
+        lines = ["", f"{'What was learnt':<40} {'value':>9} {'chance':>9}", *rows] if rows else []
+        folder = run_folder(trainer)
         if folder is None:
             return "\n".join(lines)
-        pictures = sorted((folder / "pictures").glob("*.png"))
+        pictures = sorted((folder / "pictures").glob("*.png"), key=lambda path: path.stat().st_mtime)
         if pictures:
             lines += ["", f"Pictures with their top names: {pictures[-1]}"]
-        lines += [
-            "",
-            "Next:",
-            "  curves, pictures, embedding   tensorboard --logdir " + str(folder.parent.parent),
-            f"  go on for 400 steps more      python -m workbench fit --config {folder}/config.yaml "
-            f"--ckpt_path {folder}/checkpoints/last.ckpt --trainer.max_steps {trainer.global_step + 400}",
-            "  your own pictures             python -m workbench fit --config "
-            f"{folder}/config.yaml --data ImageTextDataModule --data.train pairs.csv",
-        ]
-        return "\n".join(lines)
+        return "\n".join([*lines, "", "Next:", *_next_commands(trainer, folder)])
+
+
+def _shown(name: str, value: float) -> str:
+    return f"{value:.3f}" if "loss" in name else f"{value:.1%}"
+
+
+def _next_commands(trainer: Trainer, folder: Path) -> list[str]:
+    config, checkpoint = (shlex.quote(str(folder / name)) for name in ("config.yaml", "checkpoints/last.ckpt"))
+    resume = f"fit --config {config} --ckpt_path {checkpoint}"
+    finished = not any(isinstance(callback, RunCheckpoint) and callback.interrupted for callback in trainer.callbacks)
+    commands = {"curves, pictures, embedding": f"tensorboard --logdir {shlex.quote(str(folder.parent.parent))}"}
+    if not finished:
+        commands["go on where it stopped"] = f"python -m workbench {resume}"
+    elif trainer.max_epochs not in (None, -1):
+        commands["train twice as long"] = f"python -m workbench {resume} --trainer.max_epochs {2 * trainer.max_epochs}"
+    else:
+        commands["train twice as long"] = f"python -m workbench {resume} --trainer.max_steps {2 * trainer.max_steps}"
+    commands["measure it again"] = f"python -m workbench validate --config {config} --ckpt_path {checkpoint}"
+    commands["your own pictures"] = (
+        f"python -m workbench fit --config {config} --data ImageTextDataModule --data.train pairs.csv"
+    )
+    return [f"  {what:<28}  {command}" for what, command in commands.items()]

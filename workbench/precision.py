@@ -23,7 +23,9 @@ def cpu_has_bf16(flags: set[str]) -> bool:
 def preferred_precision() -> tuple[str, str]:
     """Return the Trainer's `precision` for this machine, and why.
 
-    fp32 on every CPU: where bfloat16 is fast at all, a small model gains little, and convolutions may lose.
+    fp32 on every CPU: there a resumed run repeats to the last bit, and small models gain little. Measured on two
+    cores of an AMD EPYC with AVX512-BF16, torch 2.14: training steps of RN50 take 0.50 of the time, of ViT-B/32
+    0.59, of mini-rn 0.74, of mini-vit 0.85, of tiny-vit 0.9 to 1.1.
     """
     if torch.cuda.is_available():
         if torch.cuda.is_bf16_supported(including_emulation=False):
@@ -34,6 +36,7 @@ def preferred_precision() -> tuple[str, str]:
     if cpu_has_bf16(flags):
         return (
             "32-true",
-            "this CPU also computes bfloat16 in hardware: for large ViTs try --trainer.precision bf16-mixed",
+            "this CPU also computes bfloat16 in hardware: RN50, ViT-B/32 and larger take about half the time with "
+            "--trainer.precision bf16-mixed",
         )
     return "32-true", "this CPU has no bfloat16 hardware: bf16-mixed would be many times slower"

@@ -14,7 +14,7 @@ import hashlib
 import html
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +31,14 @@ CONTEXT_LENGTH = 77
 
 SPECIAL = {"<|startoftext|>": SOT, "<|endoftext|>": EOT}
 _SPLIT = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|{letters}+|{digit}|[^\s{others}]+"
-_CACHED_WORDS = 1 << 18
+# At most: some 70 MB.
+_CACHED_WORDS, _CACHED_LENGTH = 1 << 18, 32
 
 
 class Tokenizer:
     """Text to ids and back. Reads the vocabulary on construction; `tokenizer()` shares one.
+
+    Threads may share it. Pickled, it is a reference to `tokenizer()` of the process that unpickles it.
 
     Attributes:
         sot: id that starts every text.
@@ -79,8 +82,10 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the cleaned text of ids; start, end and padding are left out, broken characters replaced."""
-        found = (self._bytes_of[number] for number in map(int, ids) if number in self._bytes_of)
+        """Return the cleaned text of ids up to the end token, without the start; broken characters are replaced."""
+        # The padding behind the end is 0, which is also the id of `!`.
+        text = itertools.takewhile(lambda number: number != EOT, map(int, ids))
+        found = (self._bytes_of[number] for number in text if number in self._bytes_of)
         pieces = [part + b" " if ends else part for part, ends in found]
         return b"".join(pieces).decode("utf-8", errors="replace").strip()
 
@@ -89,10 +94,12 @@ class Tokenizer:
         ids: list[int] = []
         for piece in pattern.findall(word):
             ids.extend([SPECIAL[piece]] if piece in SPECIAL else self._merge(piece.encode("utf-8")))
-        if len(self._words) >= _CACHED_WORDS:
-            self._words.clear()
-        self._words[word] = tuple(ids)
-        return self._words.get(word, tuple(ids))
+        found = tuple(ids)
+        if len(word) <= _CACHED_LENGTH:  # longer ones, as in scripts without spaces, hardly come back
+            if len(self._words) >= _CACHED_WORDS:
+                self._words.clear()
+            self._words[word] = found
+        return found
 
     def _merge(self, piece: bytes) -> list[int]:
         """Apply merges in the order in which they were learnt. A merge's id grows with its rank, so ids will do."""
@@ -110,6 +117,9 @@ class Tokenizer:
                 position += 2 if found else 1
             symbols = merged
         return symbols
+
+    def __reduce__(self) -> tuple[Callable[[], "Tokenizer"], tuple[()]]:
+        return tokenizer, ()
 
     def __call__(
         self, texts: str | Sequence[str], context_length: int = CONTEXT_LENGTH, truncate: bool = False
@@ -139,11 +149,12 @@ class Tokenizer:
 def _plain(text: str) -> bool:
     """Tell whether cleaning cannot change anything but case and white space.
 
-    So it is for printable ASCII without `&`: of ftfy's steps, encodings and the normal form are left alone because
-    ASCII is ASCII in all of them, quotes, ligatures, widths, surrogates and line separators are not ASCII, control
-    characters and terminal escapes are not printable, and entities, for html.unescape as well, start with `&`.
+    So it is for printable ASCII in which a space follows every `&`: of ftfy's steps (6.1 to 6.3), encodings and the
+    normal form are left alone because ASCII is ASCII in all of them, quotes, ligatures, widths, surrogates and line
+    separators are not ASCII, control characters, line breaks and terminal escapes are not printable, and entities, for
+    html.unescape as well, start with `&` and something else than a space.
     """
-    return text.isascii() and text.isprintable() and "&" not in text
+    return text.isascii() and text.isprintable() and ("&" not in text or text.count("&") == text.count("& "))
 
 
 def _clean(text: str) -> str:

@@ -73,7 +73,7 @@ def read_weights(source: str | Path, download_root: str | Path | None = None) ->
     if str(source) in zoo.ZOO:
         path = zoo.find(str(source), download_root)
     else:
-        path = Path(source)
+        path = Path(source).expanduser()
         if not path.is_file():
             near = difflib.get_close_matches(str(source), zoo.ZOO, n=1)
             raise UserError(

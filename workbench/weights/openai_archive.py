@@ -92,7 +92,7 @@ def is_torchscript(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.split("/", 1)[-1] == "constants.pkl" for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError):
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):  # no zip, or a damaged one
         return False
 
 
@@ -110,9 +110,8 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
     except UserError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
-        raise UserError(
-            f"{path} is a damaged TorchScript archive ({type(error).__name__}: {error}); fetch it again."
-        ) from error
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} is a damaged TorchScript archive ({first[:120]}); fetch it again.") from error
     state_dict: dict[str, Tensor] = {}
     _collect(tree, "", state_dict)
     return {key: value for key, value in state_dict.items() if key not in NOT_WEIGHTS}

@@ -6,9 +6,9 @@ Addresses and hashes: openai/CLIP @ d05afc4, clip/clip.py. The weights are MIT-l
 import hashlib
 import os
 import shutil
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 from workbench.atomic import written_atomically
@@ -56,7 +56,7 @@ def find(name: str, download_root: str | Path | None = None) -> Path:
         UserError: it is not there and cannot be fetched, or is not the file that its hash says.
     """
     entry = ZOO[name]
-    folder = Path(download_root or os.environ.get("CLIP_WORKBENCH_CACHE") or Path.home() / ".cache" / "clip")
+    folder = Path(download_root or os.environ.get("CLIP_WORKBENCH_CACHE") or "~/.cache/clip").expanduser()
     path = folder / entry.file
     if path.is_file():
         found = sha256(path)
@@ -68,7 +68,7 @@ def find(name: str, download_root: str | Path | None = None) -> Path:
         return path
     try:
         _fetch(entry, path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         raise UserError(
             f"The weights of {name} are not on this machine and could not be fetched ({error}). Get {entry.file} from "
             f"{entry.url} (sha256 {entry.sha256}) and put it at {path}; or start without them: "
