@@ -5,8 +5,8 @@
 
 A step is forward, loss, backward and AdamW, each side as it trains by default: ours with its shortcuts and fused
 AdamW, open_clip's with its ClipLoss and torch's AdamW. The losses are checked to be equal to 1e-4 first. Times are of
-alternating steps in one process, and the ratio is the median of the ratios of neighbours; memory is the peak of a process
-of its own.
+alternating steps in one process, and the ratio is the median of the ratios of neighbours; memory is the peak of a
+process of its own.
 """
 
 import argparse

@@ -31,7 +31,8 @@ class ImageDataModule(L.LightningDataModule):
             on how many there are.
         image_size: pixels. On the command line it follows the model's, whatever is set here.
         interpolation: of resizing, a name of torchvision's `InterpolationMode`.
-        crop_scale: bounds of the random training crop's share of the picture's area.
+        crop_scale: bounds of the random training crop's share of the picture's area; null takes the paper's crop, see
+            `TrainingTransform`.
         num_workers: loading processes for each training process; null takes one core less than there are for it, at
             most 8, so none on a small machine, where a worker would take the core from the training.
         seed: of permutations, splits and augmentation.
@@ -47,7 +48,7 @@ class ImageDataModule(L.LightningDataModule):
         batch_size: int = 128,
         image_size: int = 224,
         interpolation: str = "bicubic",
-        crop_scale: tuple[float, float] = (0.9, 1.0),
+        crop_scale: tuple[float, float] | None = (0.9, 1.0),
         num_workers: int | None = None,
         seed: int = 0,
     ):
@@ -70,7 +71,9 @@ class ImageDataModule(L.LightningDataModule):
         """Return the keyword arguments of `Pairs` that all subclasses share."""
         return {
             "training_transform": TrainingTransform(
-                self.image_size, tuple(self.crop_scale), interpolation=self.interpolation
+                self.image_size,
+                None if self.crop_scale is None else tuple(self.crop_scale),
+                interpolation=self.interpolation,
             ),
             "evaluation_transform": EvaluationTransform(self.image_size, self.interpolation),
             "seed": self.seed,

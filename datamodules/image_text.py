@@ -30,7 +30,8 @@ class ImageTextDataModule(ImageDataModule):
         crop_scale: see `ImageDataModule`.
         num_workers: see `ImageDataModule`.
         seed: see `ImageDataModule`; also chooses what is held out.
-        val_fraction: share of the distinct captions that is held out when `val` is null, with all their pictures.
+        val_fraction: share of the rows that is held out when `val` is null. Rows that have a caption or a picture in
+            common stay together, so that val has neither of train's.
         image_column: header of the picture paths; null takes the usual names.
         caption_column: header of the captions; null takes the usual names.
         root: folder that relative paths start from; null takes the table's own. Paths may not leave it, unless
@@ -44,7 +45,7 @@ class ImageTextDataModule(ImageDataModule):
         batch_size: int = 128,
         image_size: int = 224,
         interpolation: str = "bicubic",
-        crop_scale: tuple[float, float] = (0.9, 1.0),
+        crop_scale: tuple[float, float] | None = (0.9, 1.0),
         num_workers: int | None = None,
         seed: int = 0,
         val_fraction: float = 0.1,
@@ -78,49 +79,85 @@ class ImageTextDataModule(ImageDataModule):
                 columns = list(reader.fieldnames or [])
                 image = _column(columns, self.image_column, _IMAGE_COLUMNS, "image_column", table)
                 caption = _column(columns, self.caption_column, _CAPTION_COLUMNS, "caption_column", table)
-                rows = [(reader.line_num, row[image], row[caption]) for row in reader]
+                rows = []
+                for row in reader:
+                    if None in row:
+                        raise UserError(
+                            f"{table}, line {reader.line_num}: there are more cells than the header's {len(columns)}; "
+                            f"put a cell that has {delimiter!r} in it between double quotes."
+                        )
+                    rows.append((reader.line_num, row[image], row[caption]))
         except FileNotFoundError as error:
             raise UserError(f"The table {table} does not exist.") from error
-        except (UnicodeDecodeError, csv.Error, OSError) as error:
+        except csv.Error as error:
+            raise UserError(
+                f"{table}, line {reader.line_num}: {error}; a cell with a double quote in it goes between double "
+                "quotes, and the quote is doubled."
+            ) from error
+        except (UnicodeDecodeError, OSError) as error:
             raise UserError(
                 f"The table {table} cannot be read ({error}); it must be UTF-8 text with a header."
             ) from error
         root = Path(self.root) if self.root is not None else table.parent
-        return [self._pair(root, table, *row) for row in rows]
+        resolved = root.resolve()
+        return [self._pair(root, resolved, f"{table}, line {line}", path, text) for line, path, text in rows]
 
     @staticmethod
-    def _pair(root: Path, table: Path, line: int, path: str | None, caption: str | None) -> tuple[Path, str]:
+    def _pair(root: Path, resolved: Path, where: str, path: str | None, caption: str | None) -> tuple[Path, str]:
         if not path or not caption or not caption.strip():
             what = "picture path" if not path else "caption"
-            raise UserError(f"{table}, line {line}: the {what} is empty; fill it in or take the row out.")
+            raise UserError(f"{where}: the {what} is empty; fill it in or take the row out.")
         whole = root / path
-        if not whole.resolve().is_relative_to(root.resolve()):
+        try:
+            inside, there = whole.resolve().is_relative_to(resolved), whole.is_file()
+        except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, links in a circle
+            raise UserError(f"{where}: {path[:100]!r} cannot be a path ({error}).") from error
+        if not inside:
+            raise UserError(f"{where}: {path} leads out of {root}; name a folder above it with --data.root.")
+        if not there:
             raise UserError(
-                f"{table}, line {line}: {path} leads out of {root}; name a folder above it with --data.root."
-            )
-        if not whole.is_file():
-            raise UserError(
-                f"{table}, line {line}: there is no picture {whole}; relative paths start from {root} "
-                "(--data.root changes it)."
+                f"{where}: there is no picture {whole}; relative paths start from {root} (--data.root changes it)."
             )
         return whole, caption
 
     def _split(self, rows: list[tuple[Path, str]]) -> dict[str, list[tuple[Path, str]]]:
-        """Hold out captions rather than rows, so that no caption is in both splits."""
-        captions = sorted({caption for _, caption in rows})
-        held_out = round(len(captions) * self.val_fraction)
-        if not 0 < held_out < len(captions):
-            raise UserError(
-                f"val_fraction {self.val_fraction} of {len(captions)} distinct captions leaves a split empty; "
-                "give --data.val, or a fraction that does not."
-            )
+        """Hold groups of rows out, so that no caption and no picture is in both splits."""
+        groups = _connected(rows)
+        wanted = round(len(rows) * self.val_fraction)
         generator = torch.Generator().manual_seed(mixed_seed(self.seed))
-        order = torch.randperm(len(captions), generator=generator).tolist()
-        chosen = {captions[position] for position in order[:held_out]}
+        held_out: set[int] = set()
+        for number in torch.randperm(len(groups), generator=generator).tolist():
+            if len(held_out) + len(groups[number]) <= wanted:
+                held_out.update(groups[number])
+        if not 0 < len(held_out) < len(rows):
+            raise UserError(
+                f"val_fraction {self.val_fraction} of {len(rows)} rows in {len(groups)} groups that share no caption "
+                "and no picture leaves a split empty; give --data.val, or a fraction that does not."
+            )
         return {
-            "train": [row for row in rows if row[1] not in chosen],
-            "val": [row for row in rows if row[1] in chosen],
+            "train": [row for number, row in enumerate(rows) if number not in held_out],
+            "val": [row for number, row in enumerate(rows) if number in held_out],
         }
+
+
+def _connected(rows: list[tuple[Path, str]]) -> list[list[int]]:
+    """Group the rows that a picture or a caption, however spelt to the tokenizer, connects, directly or not."""
+    leader = list(range(len(rows)))
+
+    def find(row: int) -> int:
+        while leader[row] != row:
+            leader[row] = leader[leader[row]]
+            row = leader[row]
+        return row
+
+    first: dict[Path | str, int] = {}
+    for row, (path, caption) in enumerate(rows):
+        for key in (path, " ".join(caption.lower().split())):
+            leader[find(row)] = find(first.setdefault(key, row))
+    groups: dict[int, list[int]] = {}
+    for row in range(len(rows)):
+        groups.setdefault(find(row), []).append(row)
+    return list(groups.values())
 
 
 def _column(columns: list[str], wanted: str | None, usual: tuple[str, ...], option: str, table: Path) -> str:

@@ -52,7 +52,7 @@ class OpenMojiDataModule(ImageDataModule):
         batch_size: int = 128,
         image_size: int = 64,
         interpolation: str = "bicubic",
-        crop_scale: tuple[float, float] = (0.8, 1.0),
+        crop_scale: tuple[float, float] | None = (0.8, 1.0),
         num_workers: int | None = None,
         seed: int = 0,
         held_out: int = 190,

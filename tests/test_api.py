@@ -1,8 +1,7 @@
 """The Python interface, used as the README says."""
 
 import random
-import subprocess
-import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -28,15 +27,6 @@ def test_names():
     assert [getattr(workbench, name) for name in dir(workbench)]
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         workbench.lod  # noqa: B018
-
-
-def test_importing_takes_neither_torch_nor_lightning():
-    code = (
-        "import sys, workbench; light = 'torch' not in sys.modules; workbench.load; "
-        "print(light, sorted({'lightning', 'timm', 'ftfy', 'regex'} & sys.modules.keys()))"
-    )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert found.strip() == "True []"
 
 
 def checkpoint(path, name="tiny-vit", **changes):
@@ -81,7 +71,9 @@ def test_the_files_own_preparation_of_pictures_is_used(tmp_path):
 def test_an_archive_of_openais_says_enough_by_its_shapes(tmp_path, monkeypatch):
     source = create_model("tiny-vit", image_size=40).eval()
     example = torch.randn(1, 3, 40, 40), torch.tensor([[49406, 5, 49407]])
-    torch.jit.trace(source, example, check_trace=False).save(str(tmp_path / "tiny.pt"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated, and OpenAI's files are made of it
+        torch.jit.trace(source, example, check_trace=False).save(str(tmp_path / "tiny.pt"))
     model, _ = workbench.load(tmp_path / "tiny.pt", device="cpu")
     assert model.architecture == source.architecture
     monkeypatch.setitem(zoo.ZOO, "ViT-B/32", zoo.Entry("tiny.pt", zoo.sha256(tmp_path / "tiny.pt")))

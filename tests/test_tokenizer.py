@@ -168,7 +168,7 @@ def test_skipping_the_cleaning_changes_nothing(monkeypatch):
     printing = [text for text in ("".join(c for c in text if c.isprintable() and c != "&") for text in texts) if text]
     texts += printing
     assert sum(map(tokenizer._plain, texts)) >= len(printing) > 3800
-    fast = [Tokenizer().encode(text) for text in texts[:1]] + [ours().encode(text) for text in texts[1:]]
+    fast = [ours().encode(text) for text in texts]
     monkeypatch.setattr(tokenizer, "_plain", lambda text: False)
     slow = Tokenizer()
     different = [text for text, ids in zip(texts, fast, strict=True) if slow.encode(text) != ids]
@@ -232,9 +232,9 @@ def test_decoding_returns_the_cleaned_text():
 
 
 def test_decoding_and_encoding_again_gives_the_same_ids():
-    clean = [text for text in real_strings()[::101] if "'" not in text]
-    again = [ours().encode(ours().decode(ours().encode(text))) == ours().encode(text) for text in clean]
-    assert sum(again) / len(again) > 0.99, "but for control characters, which cleaning takes out the second time"
+    names = real_strings()[:50_000:29]
+    different = [text for text in names if ours().encode(ours().decode(ours().encode(text))) != ours().encode(text)]
+    assert not different
 
 
 def test_survives_pickling():

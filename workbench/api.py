@@ -13,7 +13,7 @@ from workbench.models import CLIP, OPENAI_ARCHITECTURES, Architecture
 from workbench.preprocessing import Preprocessing, preprocess
 from workbench.weights import Weights, infer_architecture, load_weights, put_weights, read_weights
 
-_CHANGEABLE = ("activation", "embed_dim", "image_size", "context_length", "interpolation")
+_CHANGEABLE = ("activation", "embed_dim", "image_size", "context_length", "interpolation", "mean", "std")
 
 
 def available_models() -> list[str]:
@@ -43,7 +43,8 @@ def load(
         UserError: the weights cannot be had or read, or a file does not say what it was trained as.
     """
     weights = read_weights(name, download_root)
-    model = models.create_model(_architecture(weights))
+    with torch.random.fork_rng(devices=[]):  # what is drawn is overwritten
+        model = models.create_model(_architecture(weights))
     put_weights(model, weights)
     described = model.architecture
     settings = Preprocessing(described.image_size, described.mean, described.std, described.interpolation)
@@ -55,6 +56,7 @@ def _architecture(weights: Weights) -> Architecture:
     about = weights.metadata
     if "architecture" in about:
         changes = {key: about[key] for key in _CHANGEABLE if key in about}
+        changes |= {key: tuple(changes[key]) for key in ("mean", "std") if key in changes}
         return models.architecture(about["architecture"]).changed(**changes)
     if "activation" in about:
         return infer_architecture(weights.state_dict, about["activation"])

@@ -69,18 +69,22 @@ def _all_of(checks: list[Callable[[], Iterator[Finding]]]) -> Iterator[Finding]:
 
 def _versions() -> Iterator[Finding]:
     yield Finding(OK, "python", f"{platform.python_version()} on {platform.platform()}")
-    for requirement in _requirements():
+    requirements = _requirements()
+    if not requirements:
+        text = "runs without being installed, so versions were not compared; in its folder: pip install --editable ."
+        yield Finding(WARNING, _DISTRIBUTION, text)
+    for requirement in requirements:
         yield _version(requirement.name, requirement.specifier)
 
 
 def _requirements(extra: str = "") -> list[Any]:
-    """Return what the package requires, or what one of its extras requires besides."""
+    """Return what the package requires, or what one of its extras requires besides; nothing if not installed."""
     from packaging.requirements import Requirement
 
     try:
         lines = importlib.metadata.requires(_DISTRIBUTION) or []
-    except importlib.metadata.PackageNotFoundError as error:
-        raise RuntimeError("the package is not installed; in its folder: pip install --editable .") from error
+    except importlib.metadata.PackageNotFoundError:
+        return []
     found = [Requirement(line) for line in lines]
     return [
         requirement

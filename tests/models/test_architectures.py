@@ -95,6 +95,9 @@ def test_timm_backbone():
     assert model.encode_image(torch.randn(2, 3, 64, 64)).shape == (2, 512)
     vit = create_model("timm/vit_tiny_patch16_224", image_size=32)
     assert vit.encode_image(torch.randn(1, 3, 32, 32)).shape == (1, 512)
+    wide = create_model("timm/mobilenetv3_small_050", image_size=64)  # puts out more than its `num_features`
+    assert wide.visual.trunk.num_features == 288
+    assert wide.encode_image(torch.randn(2, 3, 64, 64)).shape == (2, 512)
     assert all(key.startswith(("visual.trunk.", "visual.proj.")) for key in vit.state_dict() if "visual" in key)
 
 

@@ -19,6 +19,16 @@ def test_every_parameter_has_a_family(name):
         assert key.startswith("visual.trunk.") or family(key, vit) in FAMILIES, key
 
 
+def test_no_family_is_idle():
+    used = set()
+    for name in ("tiny-vit", "tiny-rn", "timm/resnet18"):
+        with torch.device("meta"):
+            model = create_model(name)
+        vit = hasattr(model.visual, "class_embedding")
+        used |= {family(key, vit) for key, _ in model.named_parameters()}
+    assert used - {None} == set(FAMILIES)
+
+
 WIDTH, LAYERS, VIT_WIDTH, POOL = 128, 2, 128, 768
 NORMAL = {  # FACTS of openai/CLIP: standard deviation by parameter name
     "token_embedding.weight": 0.02,
@@ -62,7 +72,7 @@ def test_openai(name, expected):
     parameters = build(name)
     for key, std in expected.items():
         assert_std(parameters[key], std, key)
-    assert float(parameters["logit_scale"]) == pytest.approx(math.log(1 / 0.07))
+    assert parameters["logit_scale"].item() == pytest.approx(math.log(1 / 0.07))
     for key, value in parameters.items():
         if key.endswith(("in_proj_bias", "out_proj.bias")) or ("ln_" in key and key.endswith("bias")):
             assert not value.any(), key
@@ -75,14 +85,14 @@ def test_openai(name, expected):
 
 def test_vit_blocks_are_those_of_pytorch():
     """Drawn like nn.MultiheadAttention and nn.Linear draw: same bounds, uniform."""
-    parameters = build("mini-vit")
+    parameters = {key: value.detach() for key, value in build("mini-vit").items()}
     reference = torch.nn.MultiheadAttention(VIT_WIDTH, 2)
     ours = parameters["visual.transformer.resblocks.0.attn.in_proj_weight"]
-    assert float(ours.abs().max()) == pytest.approx(float(reference.in_proj_weight.abs().max()), rel=0.01)
+    assert float(ours.abs().max()) == pytest.approx(float(reference.in_proj_weight.detach().abs().max()), rel=0.01)
     linear = torch.nn.Linear(VIT_WIDTH, 4 * VIT_WIDTH)
     for kind in ("weight", "bias"):
         ours = parameters[f"visual.transformer.resblocks.0.mlp.c_fc.{kind}"]
-        assert float(ours.abs().max()) == pytest.approx(float(getattr(linear, kind).abs().max()), rel=0.03)
+        assert float(ours.abs().max()) == pytest.approx(float(getattr(linear, kind).detach().abs().max()), rel=0.03)
 
 
 def test_truncated_normal():
@@ -146,3 +156,105 @@ def test_mistakes():
         create_model("tiny-vit", init={"text": "pytorch"})
     with pytest.raises(UserError, match="above 0"):
         create_model("tiny-vit", temperature_init=-1)
+
+
+# family -> a tensor of it, in one of the models that the test builds.
+EXAMPLES = {
+    "token_embedding": "token_embedding.weight",
+    "text_position": "positional_embedding",
+    "text_attention_in": "transformer.resblocks.1.attn.in_proj_weight",
+    "text_mlp_in": "transformer.resblocks.1.mlp.c_fc.weight",
+    "text_residual_out": "transformer.resblocks.1.mlp.c_proj.weight",
+    "text_projection": "text_projection",
+    "vit_patch": "visual.conv1.weight",
+    "vit_embeddings": "visual.positional_embedding",
+    "vit_attention_in": "visual.transformer.resblocks.2.attn.in_proj_weight",
+    "vit_mlp_in": "visual.transformer.resblocks.2.mlp.c_fc.weight",
+    "vit_residual_out": "visual.transformer.resblocks.2.mlp.c_proj.weight",
+    "vit_projection": "visual.proj",
+    "resnet_convs": "visual.layer2.0.conv2.weight",
+    "attention_pool": "visual.attnpool.v_proj.weight",
+    "attention_pool_position": "visual.attnpool.positional_embedding",
+    "timm_projection": "visual.proj.weight",
+    "resnet_residual_norms": "visual.layer2.0.bn3.weight",
+    "norm_gains": "visual.layer2.0.bn2.weight",
+    "norm_biases": "transformer.resblocks.0.ln_2.bias",
+    "attention_biases": "transformer.resblocks.0.attn.out_proj.bias",
+    "linear_biases": "transformer.resblocks.0.mlp.c_fc.bias",
+}
+
+
+def uniform(fan_in):
+    return "uniform", (3 * fan_in) ** -0.5
+
+
+def xavier(width):
+    return "uniform", (2 / (4 * width)) ** 0.5
+
+
+EVERYWHERE = {
+    "norm_gains": ("constant", 1.0),
+    "norm_biases": ("constant", 0.0),
+    "attention_biases": ("constant", 0.0),
+}
+PYTORCH = EVERYWHERE | {
+    "token_embedding": ("normal", 1.0),
+    "text_position": ("normal", 1.0),
+    "text_attention_in": xavier(WIDTH),
+    "text_mlp_in": uniform(WIDTH),
+    "text_residual_out": uniform(4 * WIDTH),
+    "text_projection": uniform(WIDTH),
+    "vit_patch": uniform(3 * 8 * 8),
+    "vit_embeddings": ("normal", 1.0),
+    "vit_attention_in": xavier(VIT_WIDTH),
+    "vit_mlp_in": uniform(VIT_WIDTH),
+    "vit_residual_out": uniform(4 * VIT_WIDTH),
+    "vit_projection": uniform(VIT_WIDTH),
+    "resnet_convs": uniform(48 * 9),
+    "resnet_residual_norms": ("constant", 1.0),
+    "attention_pool": uniform(POOL),
+    "attention_pool_position": ("normal", 1.0),
+    "linear_biases": uniform(WIDTH),
+    "timm_projection": uniform(512),
+}
+OPENAI = PYTORCH | {
+    "token_embedding": ("normal", 0.02),
+    "text_position": ("normal", 0.01),
+    "text_attention_in": ("normal", WIDTH**-0.5),
+    "text_mlp_in": ("normal", (2 * WIDTH) ** -0.5),
+    "text_residual_out": ("normal", WIDTH**-0.5 * (2 * LAYERS) ** -0.5),
+    "text_projection": ("normal", WIDTH**-0.5),
+    "vit_embeddings": ("normal", VIT_WIDTH**-0.5),
+    "vit_projection": ("normal", VIT_WIDTH**-0.5),
+    "resnet_residual_norms": ("constant", 0.0),
+    "attention_pool": ("normal", POOL**-0.5),
+    "attention_pool_position": ("normal", POOL**-0.5),
+}
+NO_MATRIX = ("resnet_residual_norms", "norm_gains", "norm_biases", "attention_biases", "linear_biases")
+EXPECTED = {
+    "openai": OPENAI,
+    "pytorch": PYTORCH,
+    "truncated_normal": PYTORCH
+    | {key: ("truncated", 0.0176) for key in EXAMPLES if key not in NO_MATRIX}
+    | {"linear_biases": ("constant", 0.0)},
+    "no_depth_scaling": OPENAI | {"text_residual_out": ("normal", WIDTH**-0.5)},
+    "zero_residual": OPENAI | dict.fromkeys(("text_residual_out", "vit_residual_out"), ("constant", 0.0)),
+}
+LARGEST = {"uniform": (1.6, 1.733), "normal": (2.1, 6.5), "truncated": (1.95, 2.35)}  # in standard deviations
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_family(preset):
+    assert set(EXPECTED[preset]) == set(EXAMPLES) == set(FAMILIES) - {"logit_scale"}
+    models = [build(name, preset) for name in ("mini-vit", "mini-rn", "timm/resnet18")]
+    for key, (kind, size) in EXPECTED[preset].items():
+        name = EXAMPLES[key]
+        (parameter, *_) = [
+            model[name] for model in models if name in model and family(name, "visual.class_embedding" in model) == key
+        ]
+        if kind == "constant":
+            assert bool((parameter == size).all()), key
+            continue
+        assert_std(parameter, size, key)
+        low, high = LARGEST[kind]
+        assert low < float(parameter.detach().abs().max()) / size < high, key

@@ -51,59 +51,51 @@ def features_and_gradients(model, images, tokens):
     return {"image": image.detach(), "text": text.detach()} | gradients
 
 
-def compare(ours, peer, pairs, dtype, tolerance):
-    # A biased start: zero gains and biases would hide a wrong use of them.
-    with torch.no_grad():
-        for parameter in ours.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
-    ours, peer = ours.to(dtype).train(), peer.to(dtype).train()
-    state = ours.state_dict()
-    peer.load_state_dict({**peer.state_dict(), **state})
+def assert_equal(ours, peer, pairs, dtype, tolerance):
     images, tokens = batch(ours, pairs, dtype)
     found, expected = (features_and_gradients(model, images, tokens) for model in (ours, peer))
     assert set(found) == set(expected)
-    whole = max(float(value.norm()) for name, value in expected.items() if name not in ("image", "text"))
     for name, value in expected.items():
-        # Biases before a normalisation, and of keys, have gradients that are zero but for rounding.
-        scale = max(float(value.norm()), 1e-4 * whole)
-        assert float((found[name] - value).norm()) <= tolerance * scale, name
+        if name == "visual.attnpool.k_proj.bias":  # adds the same to every score: zero but for rounding
+            bound = 1e-4 * float(expected["visual.attnpool.k_proj.weight"].norm())
+            assert float(found[name].norm()) <= bound and float(value.norm()) <= bound
+        else:
+            assert float((found[name] - value).norm()) <= tolerance * float(value.norm()), name
+
+
+def shaken(model):
+    """A biased start: gains of one or zero and biases of zero would hide a wrong use of them."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return model
 
 
 @pytest.mark.parametrize("kind", SMALL)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)], ids=["fp64", "fp32"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["fp64", "fp32"])
 def test_small(kind, dtype, tolerance):
     torch.manual_seed(0)
-    if kind == "resnet" and dtype == torch.float32:
-        tolerance = 5e-3  # the statistics of four pictures magnify rounding; float64 is the proof
-    compare(create_model(SMALL[kind]), peer_of(SMALL[kind]), 4, dtype, tolerance)
+    ours, peer = shaken(create_model(SMALL[kind])).to(dtype), peer_of(SMALL[kind]).to(dtype)
+    peer.load_state_dict({**peer.state_dict(), **ours.state_dict()})
+    # The statistics of four pictures magnify rounding a thousandfold, so batch normalisation trains in float64 only.
+    training = kind != "resnet" or dtype == torch.float64
+    assert_equal(ours.train(training), peer.train(training), 4, dtype, tolerance)
+    for name, value in peer.named_buffers():
+        if "running" in name:
+            torch.testing.assert_close(ours.get_buffer(name), value, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", FULL)
 def test_full_size(name):
     torch.manual_seed(0)
     config = open_clip.get_model_config(FULL[name])
-    peer = open_clip.model.CLIP(**{k: config[k] for k in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")})
-    ours = create_model(name).eval()
+    ours = shaken(create_model(name)).eval()
+    with torch.device("meta"):
+        peer = open_clip.model.CLIP(**{k: config[k] for k in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")})
+    peer.load_state_dict(ours.state_dict(), assign=True)  # shares the memory too
+    peer.attn_mask = torch.full((77, 77), -torch.inf).triu(1)  # no part of a state dict
+    assert_equal(ours, peer.eval(), 2, torch.float32, 1e-5)
+    images, tokens = batch(ours, 2, torch.float32)
     with torch.no_grad():
-        peer.load_state_dict({**peer.state_dict(), **ours.state_dict()})
-        images, tokens = batch(ours, 3, torch.float32)
-        ours, peer = ours.eval(), peer.eval()
-        for encode, inputs in (("encode_image", images), ("encode_text", tokens)):
-            found, expected = getattr(ours, encode)(inputs), getattr(peer, encode)(inputs)
-            assert float((found - expected).norm() / expected.norm()) <= 1e-5, encode
-        theirs = expected_logits(peer, images, tokens)
-        torch.testing.assert_close(ours(images, tokens)[0], theirs, rtol=1e-4, atol=1e-4)
-
-
-def expected_logits(peer, images, tokens):
-    image, text, scale = peer(images, tokens)[:3]
-    return scale * image @ text.T
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FULL)
-def test_full_size_gradients(name):
-    torch.manual_seed(0)
-    config = open_clip.get_model_config(FULL[name])
-    peer = open_clip.model.CLIP(**{k: config[k] for k in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")})
-    compare(create_model(name), peer, 4, torch.float32, 1e-3)
+        image, text, scale = peer(images, tokens)
+        torch.testing.assert_close(ours(images, tokens)[0], scale * image @ text.T, rtol=1e-5, atol=1e-4)

@@ -1,21 +1,25 @@
 """Each exact shortcut against the plain form, in float64: features, gradients, and what must be zero."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from workbench.chunking import held_running_statistics
-from workbench.models import create_model, set_shortcuts
+from workbench.models import compile_blocks, create_model, set_shortcuts
 from workbench.models.layers import LayerNorm, QuickGELU, Transformer
 from workbench.models.modified_resnet import AttentionPool2d, ModifiedResNet
+
+VOCABULARY = 100  # small, as what is tested does not depend on it
 
 
 def tokens_of(lengths, seed=0):
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.zeros(len(lengths), 77, dtype=torch.int32)
     for row, words in enumerate(lengths):
-        tokens[row, 0], tokens[row, 1 + words] = 49406, 49407
-        tokens[row, 1 : 1 + words] = torch.randint(1, 49406, (words,), generator=generator, dtype=torch.int32)
+        tokens[row, 0], tokens[row, 1 + words] = VOCABULARY - 2, VOCABULARY - 1
+        tokens[row, 1 : 1 + words] = torch.randint(1, VOCABULARY - 2, (words,), generator=generator, dtype=torch.int32)
     return tokens
 
 
@@ -50,7 +54,7 @@ def switches(model):
 @pytest.mark.parametrize("lengths", [[0, 3, 20, 7], [75, 75, 75, 75], [0, 0, 0, 0], [1, 75, 0, 40]], ids=str)
 def test_shortcuts_change_nothing(architecture, lengths):
     torch.manual_seed(0)
-    model = create_model(architecture).double()
+    model = create_model(architecture, vocab_size=VOCABULARY).double()
     with torch.no_grad():  # zero gains hide mistakes
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -74,14 +78,14 @@ def test_shortcuts_change_nothing(architecture, lengths):
 
 
 def test_positions_behind_the_longest_text_get_no_gradient():
-    model = create_model("tiny-vit").double()
+    model = create_model("tiny-vit", vocab_size=VOCABULARY).double()
     found = outcome(model, torch.randn(2, 3, 32, 32, dtype=torch.float64), tokens_of([3, 8]))
     gradient = found["positional_embedding"]
     assert bool((gradient[10:] == 0).all()) and bool((gradient[:10] != 0).any(dim=1).all())
 
 
 def test_text_tower_computes_only_what_it_needs(monkeypatch):
-    model = create_model("tiny-vit")
+    model = create_model("tiny-vit", vocab_size=VOCABULARY)
     seen = []
     model.transformer.resblocks[0].register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
     model.encode_text(tokens_of([3, 8]))
@@ -96,7 +100,7 @@ def test_gradient_checkpointing_changes_nothing(architecture):
     found = []
     for recompute in (False, True):
         torch.manual_seed(0)
-        model = create_model(architecture, gradient_checkpointing=recompute).double()
+        model = create_model(architecture, vocab_size=VOCABULARY, gradient_checkpointing=recompute).double()
         found.append(outcome(model, images, tokens) | {k: v.double() for k, v in model.named_buffers()})
     assert_same(found[1], found[0])
 
@@ -114,7 +118,7 @@ def test_statistics_can_be_held():
 
 def test_patch_dropout():
     torch.manual_seed(0)
-    model = create_model("tiny-vit", patch_dropout=0.75)
+    model = create_model("tiny-vit", vocab_size=VOCABULARY, patch_dropout=0.75)
     seen = []
     model.visual.ln_pre.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     images = torch.randn(3, 3, 32, 32)
@@ -132,11 +136,14 @@ def test_layer_norm_is_fp32_inside():
     torch.manual_seed(0)
     x = 100 + torch.randn(4, 64)
     ours, plain = LayerNorm(64), nn.LayerNorm(64)
-    for dtype in (torch.float16, torch.bfloat16):
-        half = ours(x.to(dtype))
-        assert half.dtype == dtype
-        assert torch.equal(half, plain(x.to(dtype).float()).to(dtype))
+    for layer in (ours, plain):
+        nn.init.constant_(layer.weight, 1.25), nn.init.constant_(layer.bias, -0.5)  # exact in half precision
     assert torch.equal(ours(x), plain(x))
+    for dtype in (torch.float16, torch.bfloat16):
+        expected = plain(x.to(dtype).float()).to(dtype)
+        for layer in (ours, copy.deepcopy(ours).to(dtype)):  # OpenAI's half models keep fp32 here, `.half()` does not
+            half = layer(x.to(dtype))
+            assert half.dtype == dtype and torch.equal(half, expected)
 
 
 def test_quick_gelu():
@@ -145,10 +152,11 @@ def test_quick_gelu():
     torch.testing.assert_close(QuickGELU()(x), expected, rtol=1e-14, atol=1e-15)
     found, wanted = (torch.autograd.grad(y.sum(), x)[0] for y in (QuickGELU()(x), expected))
     torch.testing.assert_close(found, wanted, rtol=1e-13, atol=1e-15)
+    assert torch.autograd.gradcheck(QuickGELU(), x)
 
 
 def test_bf16_autocast_and_half_weights():
-    model = create_model("tiny-vit").eval()
+    model = create_model("tiny-vit", vocab_size=VOCABULARY).eval()
     images, tokens = torch.randn(2, 3, 32, 32), tokens_of([3, 8])
     plain = model.encode_image(images), model.encode_text(tokens)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -161,12 +169,20 @@ def test_bf16_autocast_and_half_weights():
             assert torch.nn.functional.cosine_similarity(feature.float(), expected).min() > 0.999
 
 
+@pytest.mark.parametrize("architecture", ["tiny-vit", "tiny-rn"])
+def test_compilation_keeps_the_names(architecture):
+    model = create_model(architecture, vocab_size=VOCABULARY)
+    keys = list(model.state_dict())
+    compile_blocks(model)
+    assert list(model.state_dict()) == keys
+    blocks = [name for name, module in model.named_modules() if module._compiled_call_impl is not None]
+    assert len(blocks) == 4 if architecture == "tiny-vit" else 2 + 4
+
+
 @pytest.mark.slow
 def test_compiled_blocks():
-    from workbench.models import compile_blocks
-
     torch.manual_seed(0)
-    model = create_model("tiny-vit")
+    model = create_model("tiny-vit", vocab_size=VOCABULARY)
     images, tokens = torch.randn(2, 3, 32, 32), tokens_of([3, 8])
     keys, plain = list(model.state_dict()), model.encode_image(images)
     compile_blocks(model)

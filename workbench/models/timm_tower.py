@@ -21,7 +21,9 @@ class TimmTower(nn.Module):
             self.trunk = timm.create_model(config.name, img_size=image_size, **options)
         except TypeError:
             self.trunk = timm.create_model(config.name, **options)
-        self.proj = nn.Linear(self.trunk.num_features, embed_dim, bias=False)
+        # Mobile backbones widen once more behind the pooling, so what comes out is not their `num_features`.
+        width = getattr(self.trunk, "head_hidden_size", self.trunk.num_features)
+        self.proj = nn.Linear(width, embed_dim, bias=False)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -75,7 +75,8 @@ def read_weights(source: str | Path, download_root: str | Path | None = None) ->
     else:
         path = Path(source).expanduser()
         if not path.is_file():
-            near = difflib.get_close_matches(str(source), zoo.ZOO, n=1)
+            lower = {name.lower(): name for name in zoo.ZOO}
+            near = [lower[name] for name in difflib.get_close_matches(str(source).lower(), lower, n=1)]
             raise UserError(
                 f"There are no weights at {source}{f' (is it {near[0]!r}?)' if near else ''}: give `openai`, one "
                 f"of {', '.join(zoo.ZOO)}, or the path of a checkpoint."
