@@ -83,7 +83,7 @@ trainer:
     for words in ("What was learnt", "val/image_to_text_recall@5", "2.6%", "step_26.png", "tensorboard", "--ckpt_path"):
         assert words in printed, words
     config = (folder / "config.yaml").read_text()
-    assert "experiment: quickstart" in config and "image_size: 32" in config
+    assert "experiment: quickstart" in config and "architecture: tiny-vit" in config
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["packages"]["torch"] and environment["seed"] == 0
 

@@ -7,7 +7,7 @@ from workbench.errors import UserError
 
 
 def sampler(rows=50, batch_size=8, seed=3, trained=0, per_epoch=None, **where):
-    per_epoch = per_epoch or rows // batch_size
+    per_epoch = per_epoch or rows // max(1, batch_size)
     return TrainingBatches(rows, batch_size, seed, lambda: trained, lambda: per_epoch, **where)
 
 
