@@ -18,11 +18,11 @@ def test_dropout_is_replayed():
         ((encode() - target) ** 2).sum().backward()
         return [p.grad.clone() for p in tower.parameters()]
 
-    recomputed = gradients(lambda: encode_in_chunks(tower, inputs, 5))
+    recomputed = gradients(lambda: encode_in_chunks(tower, inputs, chunk=5))
     stored = gradients(lambda: torch.cat([tower(part) for part in inputs.split(5)]))
     for ours, plain in zip(recomputed, stored, strict=True):
         assert torch.equal(ours, plain)
-    other_masks = gradients(lambda: (torch.rand(1), encode_in_chunks(tower, inputs, 5))[1])
+    other_masks = gradients(lambda: (torch.rand(1), encode_in_chunks(tower, inputs, chunk=5))[1])
     assert not torch.equal(other_masks[0], stored[0])
 
 
@@ -36,7 +36,7 @@ def test_batch_normalisation_counts_each_chunk_once():
         encode(tower).sum().backward()
         return tower[1]
 
-    chunked = run(lambda tower: encode_in_chunks(tower, inputs, 4, tower))
+    chunked = run(lambda tower: encode_in_chunks(tower, inputs, chunk=4, module=tower))
     stored = run(lambda tower: torch.cat([tower(part) for part in inputs.split(4)]))
     torch.testing.assert_close(chunked.running_mean, stored.running_mean)
     torch.testing.assert_close(chunked.running_var, stored.running_var)
@@ -53,5 +53,5 @@ def test_one_chunk_does_not_recompute(chunk):
         return part * 2
 
     inputs = torch.randn(8, 3, requires_grad=True)
-    encode_in_chunks(encode, inputs, chunk).sum().backward()
+    encode_in_chunks(encode, inputs, chunk=chunk).sum().backward()
     assert calls == [8]

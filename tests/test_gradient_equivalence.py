@@ -20,10 +20,10 @@ def test_a_loss_counted_once_per_chunk_is_noticed(monkeypatch):
     """The accident that the proof is for: every chunk has a loss of its own, so the temperature's gradient grows."""
     plain = gradient_equivalence.gradients("tiny-vit", 16, None)
 
-    def forward(self, images, tokens):
+    def forward(self, images, patches, tokens):
         features = [
-            (self.clip.encode_image(i), self.clip.encode_text(t))
-            for i, t in zip(images.split(4), tokens.split(4), strict=True)
+            (self.clip.encode_image(i, p), self.clip.encode_text(t))
+            for i, p, t in zip(images.split(4), patches.split(4), tokens.split(4), strict=True)
         ]
         image, text = (torch.cat(part) for part in zip(*features, strict=True))
         scale = self.clip.logit_scale.exp()

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def encode_in_chunks(
-    encode: Callable[[Tensor], Tensor], inputs: Tensor, chunk: int | None, module: nn.Module | None = None
+    encode: Callable[..., Tensor], *inputs: Tensor, chunk: int | None, module: nn.Module | None = None
 ) -> Tensor:
     """Encode `inputs` chunk by chunk under non-reentrant checkpointing.
 
@@ -21,23 +21,22 @@ def encode_in_chunks(
     statistics of a chunk, not of the batch (towers without it are exact), and counts each chunk once.
 
     Args:
-        encode: [b, ...] -> [b, D].
-        inputs: [B, ...].
+        encode: [b, ...] of each input -> [b, D].
+        *inputs: [B, ...] each.
         chunk: rows encoded at a time; None, or at least B, encodes everything at once without checkpointing.
         module: the tower that `encode` runs, whose running statistics must not be updated twice.
 
     Returns:
         [B, D].
     """
-    if chunk is None or chunk >= len(inputs) or not torch.is_grad_enabled():
-        return encode(inputs)
+    if chunk is None or chunk >= len(inputs[0]) or not torch.is_grad_enabled():
+        return encode(*inputs)
 
     def contexts():
         return nullcontext(), (held_running_statistics(module) if module is not None else nullcontext())
 
-    return torch.cat(
-        [checkpoint(encode, part, use_reentrant=False, context_fn=contexts) for part in inputs.split(chunk)]
-    )
+    parts = zip(*(column.split(chunk) for column in inputs), strict=True)
+    return torch.cat([checkpoint(encode, *part, use_reentrant=False, context_fn=contexts) for part in parts])
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from workbench.models import CLIP, create_model
 
 _TIMEOUT = timedelta(minutes=2)
 """Where processes cannot reach each other, say so instead of waiting for half an hour."""
+_PATCH_DROPOUT = 0.25
 PARTS = ("image tower", "text tower", "logit_scale")
 
 
@@ -29,7 +30,7 @@ class ContrastiveStep(nn.Module):
     """One training step's forward pass as a module, so that DDP can wrap it.
 
     Args:
-        clip: the model.
+        clip: the model, with a ViT.
         chunk: pairs encoded at a time, None for all.
     """
 
@@ -37,10 +38,11 @@ class ContrastiveStep(nn.Module):
         super().__init__()
         self.clip, self.chunk = clip, chunk
 
-    def forward(self, images: Tensor, tokens: Tensor) -> Tensor:
-        """Return the loss of this process's normalised images [B, 3, S, S] and tokens [B, L]."""
-        image = encode_in_chunks(self.clip.encode_image, images, self.chunk, self.clip.visual)
-        text = encode_in_chunks(self.clip.encode_text, tokens, self.chunk)
+    def forward(self, images: Tensor, patches: Tensor, tokens: Tensor) -> Tensor:
+        """Return the loss of this process's normalised images [B, 3, S, S], their patches, and tokens [B, L]."""
+        visual = self.clip.visual
+        image = encode_in_chunks(self.clip.encode_image, images, patches, chunk=self.chunk, module=visual)
+        text = encode_in_chunks(self.clip.encode_text, tokens, chunk=self.chunk)
         return losses.contrastive(
             image,
             text,
@@ -69,17 +71,19 @@ def example_batch(clip: CLIP, pairs: int, seed: int = 0) -> tuple[Tensor, Tensor
 def gradients(architecture: str, pairs: int, chunk: int | None) -> dict[str, Tensor]:
     """Return the gradient of each of `PARTS`, flattened, of this process's share of `pairs` example pairs.
 
-    Within a process group the shares are consecutive and DDP averages the gradients.
+    Within a process group the shares are consecutive and DDP averages the gradients. A quarter of the patches is
+    dropped, the same of each picture whoever encodes it.
     """
     torch.manual_seed(0)
-    clip = create_model(architecture)
+    clip = create_model(architecture, patch_dropout=_PATCH_DROPOUT)
     images, tokens = example_batch(clip, pairs)
+    patches = clip.visual.draw_patches(pairs, torch.Generator().manual_seed(1))
     share = pairs // world_size()
     rows = slice(rank() * share, (rank() + 1) * share)
     step: nn.Module = ContrastiveStep(clip, chunk)
     if world_size() > 1:
         step = DistributedDataParallel(step)
-    step(images[rows], tokens[rows]).backward()
+    step(images[rows], patches[rows], tokens[rows]).backward()
     parts: dict[str, list[Tensor]] = {part: [] for part in PARTS}
     for name, parameter in clip.named_parameters():
         part = PARTS[0] if name.startswith("visual.") else PARTS[2] if name == "logit_scale" else PARTS[1]

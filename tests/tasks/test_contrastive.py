@@ -58,10 +58,11 @@ def test_learns(tmp_path):
 
 
 def test_two_processes_and_chunks_give_the_same_losses(tmp_path):
-    """Same global batches, same gradients: the curve does not depend on processes or chunks."""
-    _, _, one = fit(tmp_path, steps=4)
-    _, _, chunked = fit(tmp_path, steps=4, encode_chunk=4)
-    _, _, two = fit(tmp_path, steps=4, trainer={"devices": 2, "strategy": "ddp_fork", "callbacks": [Dump(tmp_path)]})
+    """Same global batches, patches and gradients: the curve does not depend on processes or chunks."""
+    dropout = {"steps": 4, "patch_dropout": 0.25}
+    _, _, one = fit(tmp_path, **dropout)
+    _, _, chunked = fit(tmp_path, **dropout, encode_chunk=4)
+    _, _, two = fit(tmp_path, **dropout, trainer={"devices": 2, "strategy": "ddp_fork", "callbacks": [Dump(tmp_path)]})
     two = torch.load(tmp_path / "losses.pt")
     assert len(set(one)) == 4
     assert chunked == pytest.approx(one, rel=1e-4)

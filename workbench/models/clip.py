@@ -46,9 +46,12 @@ class CLIP(TextTransformer):
         """The type that the image tower computes in, as OpenAI's `model.dtype`."""
         return self.visual.dtype
 
-    def encode_image(self, image: Tensor) -> Tensor:
-        """Encode normalised images [B, 3, S, S] into un-normalised features [B, embed_dim]."""
-        return self.visual(image)
+    def encode_image(self, image: Tensor, *options: Tensor) -> Tensor:
+        """Encode normalised images [B, 3, S, S] into un-normalised features [B, embed_dim].
+
+        A ViT also takes the patches to keep, see `VisionTransformer.forward`.
+        """
+        return self.visual(image, *options)
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Return the scaled cosines of images [N, 3, S, S] and tokens [M, L]: [N, M] and [M, N]."""

@@ -11,8 +11,8 @@ class VisionTransformer(nn.Module):
     """Patches, a class token, blocks, and a projection of the class token.
 
     Attributes:
-        patch_dropout: share of patches left out of each training picture, drawn on the picture's device; the class
-            token stays (Li et al. 2022, "FLIP", arXiv 2212.00794).
+        patch_dropout: share of patches left out of each training picture; the class token stays (Li et al. 2022,
+            "FLIP", arXiv 2212.00794).
     """
 
     def __init__(self, config: ViTConfig, image_size: int, embed_dim: int, activation: str):
@@ -32,19 +32,26 @@ class VisionTransformer(nn.Module):
         """The type that the tower computes in."""
         return self.conv1.weight.dtype
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Map normalised images [B, 3, S, S] to un-normalised features [B, embed_dim]."""
-        patches = self.conv1(images.to(self.dtype)).flatten(2).transpose(1, 2)
-        token = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
-        x = torch.cat([token, patches], dim=1) + self.positional_embedding.to(patches.dtype)
+    def draw_patches(self, pictures: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw which patches stay, [pictures, kept], on the tower's device and from its global state by default."""
+        patches = self.grid**2
+        kept = max(1, round(patches * (1 - self.patch_dropout)))
+        scores = torch.rand(pictures, patches, device=self.conv1.weight.device, generator=generator)
+        return scores.topk(kept, dim=1).indices
+
+    def forward(self, images: Tensor, patches: Tensor | None = None) -> Tensor:
+        """Map normalised images [B, 3, S, S] to un-normalised features [B, embed_dim].
+
+        Args:
+            images: the pictures.
+            patches: the patches that stay of each, see `draw_patches`; None draws them where patches are dropped.
+        """
+        x = self.conv1(images.to(self.dtype)).flatten(2).transpose(1, 2)
+        token = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        x = torch.cat([token, x], dim=1) + self.positional_embedding.to(x.dtype)
         if self.training and self.patch_dropout > 0:
-            x = self._drop_patches(x)
+            patches = self.draw_patches(len(x)) if patches is None else patches
+            rows = torch.arange(len(x), device=x.device)[:, None]
+            x = torch.cat([x[:, :1], x[rows, 1 + patches]], dim=1)
         first = torch.zeros(len(x), dtype=torch.long, device=x.device)
         return self.ln_post(self.transformer(self.ln_pre(x), first)) @ self.proj
-
-    def _drop_patches(self, x: Tensor) -> Tensor:  # [B, 1 + N, W] -> [B, 1 + kept, W]
-        patches = x.shape[1] - 1
-        kept = max(1, round(patches * (1 - self.patch_dropout)))
-        chosen = torch.rand(len(x), patches, device=x.device).topk(kept, dim=1).indices
-        rows = torch.arange(len(x), device=x.device)[:, None]
-        return torch.cat([x[:, :1], x[rows, 1 + chosen]], dim=1)

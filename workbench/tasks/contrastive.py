@@ -111,14 +111,10 @@ class ContrastiveTask(Task):
 
     # Training
 
-    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Draw dropout from (seed, epoch, batch, process), so that a resumed run repeats what was never stopped."""
-        torch.manual_seed(mixed_seed(self._step_seed, self.current_epoch, batch_idx, self.global_rank))
-
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch of `image` uint8 [B, 3, S, S] and `text` [B, L]."""
         self.last_batch = batch  # for NanGuard to look into
-        image_features, text_features = self.encode(batch)
+        image_features, text_features = self.encode(batch, batch_idx)
         logit_scale = self.clip.logit_scale.exp()
         loss = gathered_contrastive(image_features, text_features, logit_scale)
         pairs = len(batch["image"]) * distributed.world_size()
@@ -128,17 +124,27 @@ class ContrastiveTask(Task):
         self.log("train/temperature", 1 / logit_scale.detach(), batch_size=pairs)
         return loss
 
-    def encode(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def encode(self, batch: dict[str, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
         """Encode this process's pairs, in chunks of `encode_chunk`; two un-normalised [B, embed_dim]."""
-        chunk = self.hparams.encode_chunk
+        chunk, images = self.hparams.encode_chunk, batch["image"]
 
-        def encode_image(images: Tensor) -> Tensor:
-            return self.clip.encode_image(self.normalize(images))
+        def encode_image(images: Tensor, *options: Tensor) -> Tensor:
+            return self.clip.encode_image(self.normalize(images), *options)
 
+        options = [self._patches(len(images), batch_idx)] if self.hparams.patch_dropout else []
         return (
-            encode_in_chunks(encode_image, batch["image"], chunk, self.clip.visual),
-            encode_in_chunks(self.clip.encode_text, batch["text"], chunk),
+            encode_in_chunks(encode_image, images, *options, chunk=chunk, module=self.clip.visual),
+            encode_in_chunks(self.clip.encode_text, batch["text"], chunk=chunk),
         )
+
+    def _patches(self, pairs: int, batch_idx: int) -> Tensor:
+        """Draw which patches of this process's pictures stay, from (seed, epoch, batch) for those of all processes.
+
+        So neither their number nor a resumption changes what is dropped.
+        """
+        generator = torch.Generator(self.device).manual_seed(mixed_seed(self._step_seed, self.current_epoch, batch_idx))
+        patches = self.clip.visual.draw_patches(pairs * distributed.world_size(), generator)
+        return patches[distributed.rank() * pairs :][:pairs]
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then clamp or schedule the temperature: the forward pass always sees the parameter itself."""
