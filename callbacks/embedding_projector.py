@@ -36,13 +36,13 @@ class EmbeddingProjector(Callback):
         ]
         pictures = torch.stack([self._thumbnail(pairs[row]["image"]) for row in rows])
         blank = torch.ones_like(pictures)
-        labels = [[kind, pairs.captions[row]] for kind in ("image", "text") for row in rows]
+        labels = [[pairs.captions[row], kind] for kind in ("image", "text") for row in rows]
         for logger in trainer.loggers:
             if hasattr(logger.experiment, "add_embedding"):
                 logger.experiment.add_embedding(
                     F.normalize(torch.cat([image, text]), dim=-1).cpu(),
                     metadata=labels,
-                    metadata_header=["modality", "caption"],
+                    metadata_header=["caption", "modality"],
                     label_img=torch.cat([pictures, blank]),
                     global_step=trainer.global_step,
                     tag=self.split,

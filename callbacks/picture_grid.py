@@ -56,7 +56,8 @@ class PictureGrid(Callback):
         from matplotlib.figure import Figure
 
         lines = -(-len(rows) // self.columns)
-        figure = Figure(figsize=(2.7 * self.columns, 2.75 * lines), layout="constrained")
+        figure = Figure(figsize=(2.7 * self.columns, 3 * lines), layout="constrained")
+        figure.get_layout_engine().set(hspace=0.08)
         FigureCanvasAgg(figure)
         for position, (row, names, values) in enumerate(zip(rows, texts, scores, strict=True), start=1):
             axes = figure.add_subplot(lines, self.columns, position)

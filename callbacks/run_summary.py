@@ -1,6 +1,7 @@
 """What a run came to: summary.json, and a short table with the next commands."""
 
 import json
+import re
 import shlex
 import sys
 import time
@@ -104,7 +105,7 @@ class RunSummary(Callback):
             chances["train/loss"] = metrics["train/loss_chance"]
         rows = [
             f"{name:<40} {_shown(name, metrics[name]):>9} {_shown(name, chance):>9}"
-            for name, chance in sorted(chances.items())
+            for name, chance in sorted(chances.items(), key=_by_number)
             if name in metrics
         ]
         lines = ["", f"{'What was learnt':<40} {'value':>9} {'chance':>9}", *rows] if rows else []
@@ -115,6 +116,11 @@ class RunSummary(Callback):
         if pictures:
             lines += ["", f"Pictures with their top names: {pictures[-1]}"]
         return "\n".join([*lines, "", "Next:", *_next_commands(trainer, folder)])
+
+
+def _by_number(row: tuple[str, float]) -> list[str | int]:
+    """Sort recall@5 before recall@10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", row[0])]
 
 
 def _shown(name: str, value: float) -> str:

@@ -15,6 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 import callbacks.embedding_projector
 import callbacks.picture_grid
@@ -32,6 +33,7 @@ from workbench.config_errors import check_files, explained
 from workbench.errors import UserError
 from workbench.main import INTERRUPTED, VERBS
 from workbench.models import architecture
+from workbench.precision import preferred_precision, this_cpu_has_bf16
 
 DEFAULTS = Path(__file__).parent.parent / "lightning_configs" / "default.yaml"
 DEFAULT_ROOT = "runs"
@@ -54,6 +56,7 @@ for message in (
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*skip_none.*",
     ".*Found .* module\\(s\\) in eval mode.*",
+    ".*callbacks used to create the checkpoint need to be provided.*",  # evaluation writes no run folder
 ):
     warnings.filterwarnings("ignore", message)
 
@@ -129,6 +132,20 @@ class WorkbenchCLI(LightningCLI):
             raise UserError(f"--ckpt_path {path} does not exist; a run keeps its own in <run folder>/checkpoints/.")
         if config.get("weights_only") is None:
             config.weights_only = True  # what AtomicCheckpointIO does anyway
+        self._settle_precision(config.trainer)
+
+    @staticmethod
+    def _settle_precision(trainer: Any) -> None:
+        """Choose where nothing was chosen, so that the run's config.yaml has what it ran with; warn of the slow one."""
+        on_gpu = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        if trainer.precision is None:
+            trainer.precision, why = preferred_precision(on_gpu)
+            rank_zero_info(f"Precision {trainer.precision}: {why}.")
+        elif not on_gpu and "16" in str(trainer.precision) and not this_cpu_has_bf16():
+            rank_zero_warn(
+                f"Precision {trainer.precision} is emulated on this CPU, many times slower than --trainer.precision "
+                "32-true."
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add what every training run has: folder, log, checkpoints, progress, summary and the guard against NaN."""

@@ -125,14 +125,14 @@ def _devices() -> Iterator[Finding]:
             yield Finding(WARNING, "gpu", text)
         else:
             yield Finding(OK, "gpu", "none that torch can use; training runs on the CPU")
-    precision, why = preferred_precision()
+    precision, why = preferred_precision(torch.cuda.is_available())
     yield Finding(OK, "precision", f"{precision}: {why}")
 
 
 def _cpu() -> Iterator[Finding]:
     import torch
 
-    from workbench.precision import cpu_flags, cpu_has_bf16
+    from workbench.precision import this_cpu_has_bf16
 
     cpuinfo, cgroup = _text("/proc/cpuinfo"), _text("/proc/self/cgroup")
     name = machine.cpu_name(cpuinfo) or platform.processor() or platform.machine()
@@ -148,7 +148,7 @@ def _cpu() -> Iterator[Finding]:
             f"{quota:.1f} cores by the container's limit, {threads} threads: set OMP_NUM_THREADS={max(1, int(quota))}"
         )
         yield Finding(WARNING, "cpu limit", text)
-    hardware = "in hardware" if cpu_has_bf16(cpu_flags(cpuinfo)) else "emulated"
+    hardware = "in hardware" if this_cpu_has_bf16() else "emulated"
     ratio = _seconds_of_a_product(torch.bfloat16) / _seconds_of_a_product(torch.float32)
     text = f"{hardware}; a matrix product takes {ratio:.1f} times as long as in fp32"
     if ratio > 1.5:

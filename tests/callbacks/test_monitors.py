@@ -79,7 +79,7 @@ trainer:
     assert picture.width > 1000 and len(picture.convert("RGB").getcolors(1 << 24)) > 500
     assert (folder / "projector_config.pbtxt").is_file()
     rows = next(folder.glob("*/val/metadata.tsv")).read_text().splitlines()
-    assert rows[0] == "modality\tcaption" and len(rows) == 1 + 2 * 190
+    assert rows[0] == "caption\tmodality" and len(rows) == 1 + 2 * 190
     for words in ("What was learnt", "val/image_to_text_recall@5", "2.6%", "step_26.png", "tensorboard", "--ckpt_path"):
         assert words in printed, words
     config = (folder / "config.yaml").read_text()
