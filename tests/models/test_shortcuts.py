@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from workbench.chunking import held_running_statistics
-from workbench.models import compile_blocks, create_model, set_shortcuts
+from workbench.models import compile_blocks, create_model, set_shortcuts, text_transformer
 from workbench.models.layers import LayerNorm, QuickGELU, Transformer
 from workbench.models.modified_resnet import AttentionPool2d, ModifiedResNet
 
@@ -92,6 +92,19 @@ def test_text_tower_computes_only_what_it_needs(monkeypatch):
     model.trim_text = False
     model.encode_text(tokens_of([3, 8]))
     assert seen == [10, 77]
+
+
+def test_lengths_on_a_gpu_are_few_and_change_nothing(monkeypatch):
+    lengths = {longest: text_transformer.computed_length(longest, 77, "cuda") for longest in range(2, 78)}
+    assert sorted(set(lengths.values())) == [8, 16, 24, 32, 40, 48, 56, 64, 72, 77]
+    assert all(longest <= length < longest + 8 for longest, length in lengths.items())
+    assert text_transformer.computed_length(11, 77, "cpu") == 11
+    model = create_model("tiny-vit", vocab_size=VOCABULARY).double()
+    tokens, trimmed = tokens_of([3, 8]), tokens_of([3, 8])[:, :10]
+    plain = model.encode_text(tokens)
+    monkeypatch.setattr(text_transformer, "computed_length", lambda longest, context, kind: lengths[longest])
+    for text in (tokens, trimmed):
+        torch.testing.assert_close(model.encode_text(text), plain, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("architecture", ["tiny-vit", "tiny-rn"])

@@ -1,9 +1,18 @@
 """The text tower (Radford et al. 2021, section 2.4): a causal transformer read at the end-of-text token."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from workbench.models.layers import LayerNorm, Transformer
+
+
+def computed_length(longest: int, context_length: int, device_type: str) -> int:
+    """Return how many tokens to compute for a longest text of `longest`, start and end included.
+
+    On CUDA a multiple of 8: cuDNN plans its attention kernels anew for each length, which takes it tens of milliseconds.
+    """
+    return min(-(-longest // 8) * 8, context_length) if device_type == "cuda" else longest
 
 
 class TextTransformer(nn.Module):
@@ -51,8 +60,11 @@ class TextTransformer(nn.Module):
         if text.shape[1] > self.context_length:
             raise ValueError(f"Texts of {text.shape[1]} tokens, but the context length is {self.context_length}.")
         end = text.argmax(dim=-1)
-        if self.trim_text and text.shape[1] == self.context_length:
-            text = text[:, : int(end.max()) + 1]
+        longest = text.shape[1]
+        if self.trim_text and longest == self.context_length:
+            longest = int(end.max()) + 1
+        length = computed_length(longest, self.context_length, text.device.type)
+        text = F.pad(text, (0, length - text.shape[1]))  # or cut
         x = self.token_embedding(text) + self.positional_embedding[: text.shape[1]]
         x = self.transformer(x.to(self.text_dtype), end)
         return self.ln_final(x) @ self.text_projection
