@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import os
 import resource
 import subprocess
 import sys
@@ -158,6 +159,15 @@ def test_full_disk():
     assert "could not be written" in done.stderr and "last.ckpt" in done.stderr
     assert list(Path("runs/quickstart/0/checkpoints").iterdir()) == [], "no half file, no temporary one"
     assert '"failed"' in Path("runs/quickstart/0/summary.json").read_text()
+
+
+def test_compiling_without_a_compiler():
+    """PATH without g++ stands for a machine that has none."""
+    args = [sys.executable, "-m", "workbench", "fit", "--config", QUICK, *TINY, "--model.init_args.compile", "true"]
+    bare = os.environ | {"PATH": str(Path.cwd()), "CXX": "", "TORCHINDUCTOR_CACHE_DIR": "cache"}
+    done = subprocess.run(args, capture_output=True, text=True, env=bare)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "could not be compiled" in done.stderr and "--model.init_args.compile false" in done.stderr
 
 
 def test_nan_stops_and_keeps_the_last_good_checkpoint(capsys):

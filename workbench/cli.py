@@ -202,6 +202,13 @@ def run_verb(args: list[str]) -> int:
             f"The device has too little memory ({str(error).splitlines()[0]}) Set --model.init_args.encode_chunk or "
             "--model.init_args.gradient_checkpointing true, or lower --data.batch_size."
         ) from error
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        raise UserError(
+            f"The model could not be compiled ({str(error).splitlines()[0]}). torch.compile needs a C++ compiler (on "
+            "Debian: apt-get install g++); or go without: --model.init_args.compile false."
+        ) from error
     except OSError as error:
         if error.errno not in _NOT_WRITABLE:
             raise

@@ -10,7 +10,7 @@ from workbench.models.layers import LayerNorm, Transformer
 def computed_length(longest: int, context_length: int, device_type: str) -> int:
     """Return how many tokens to compute for a longest text of `longest`, start and end included.
 
-    On CUDA a multiple of 8: cuDNN plans its attention kernels anew for each length, which takes it tens of milliseconds.
+    On CUDA a multiple of 8: cuDNN plans its attention kernels anew for each length, in tens of milliseconds.
     """
     return min(-(-longest // 8) * 8, context_length) if device_type == "cuda" else longest
 
