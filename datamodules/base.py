@@ -140,10 +140,6 @@ class ImageDataModule(L.LightningDataModule):
         """Return a loader of the test split, or of val where there is none."""
         return self.evaluation_dataloader("test" if "test" in self.datasets else "val")
 
-    def predict_dataloader(self) -> DataLoader:
-        """Return the test loader."""
-        return self.test_dataloader()
-
     def evaluation_dataloader(self, split: str, samples: int | None = None) -> DataLoader:
         """Return a loader of a split under the evaluation transform, each row once over all processes.
 

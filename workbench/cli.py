@@ -1,4 +1,4 @@
-"""fit, validate, test, predict: LightningCLI with our base layer, links and errors."""
+"""fit, validate, test: LightningCLI with our base layer, links and errors."""
 
 import errno
 import logging
@@ -85,6 +85,11 @@ class Parser(LightningArgumentParser):
 class WorkbenchCLI(LightningCLI):
     """LightningCLI as the project uses it; see CONTRIBUTING.md for what is set and why."""
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the Trainer's verbs that the tasks have."""
+        return {verb: skipped for verb, skipped in LightningCLI.subcommands().items() if verb in VERBS}
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run's name, the checkpoint's settings, and what data takes from the model."""
         parser.add_argument(
@@ -154,7 +159,7 @@ class WorkbenchCLI(LightningCLI):
         loggers = [] if isinstance(config.get("logger"), bool) else _listed(config.get("logger"))
         callbacks = _listed(config.get("callbacks"))
         if self.subcommand != "fit" or config.get("fast_dev_run") or config.get("barebones"):
-            return Trainer(**{**config, "logger": loggers or False, "enable_checkpointing": False})
+            return _trainer({**config, "logger": loggers or False, "enable_checkpointing": False})
         run = self.config[self.subcommand]
         root = config.get("default_root_dir") or DEFAULT_ROOT
         log = RunLogger(root, run.experiment, events=config.get("logger") is not False)
@@ -167,7 +172,15 @@ class WorkbenchCLI(LightningCLI):
             *([] if bar else [RunProgress()]),
             self._get(self.config_init, "checkpoint"),
         ]
-        return Trainer(**{**config, "logger": [log, *loggers], "callbacks": callbacks})
+        return _trainer({**config, "logger": [log, *loggers], "callbacks": callbacks})
+
+
+def _trainer(options: dict[str, Any]) -> Trainer:
+    try:
+        return Trainer(**options)
+    except (MisconfigurationException, ValueError, TypeError) as error:  # names and numbers that it does not know
+        said = " ".join(str(error).split())
+        raise UserError(f"trainer: {said} (`python -m workbench doctor` shows what this machine has.)") from error
 
 
 def _listed(value: Any) -> list[Any]:
@@ -175,7 +188,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def run_verb(args: list[str]) -> int:
-    """Run `fit`, `validate`, `test` or `predict` with its options; see `main` for the exit code.
+    """Run `fit`, `validate` or `test` with its options; see `main` for the exit code.
 
     Raises:
         UserError: a mistake of the user's.
@@ -193,7 +206,10 @@ def run_verb(args: list[str]) -> int:
             seed_everything_default=0,
             save_config_callback=None,  # RunFolder does that, for `fit` alone
             parser_class=Parser,
-            parser_kwargs={verb: {"default_config_files": [str(DEFAULTS)]} for verb in VERBS},
+            parser_kwargs={
+                "prog": "python -m workbench",
+                **{verb: {"default_config_files": [str(DEFAULTS)]} for verb in VERBS},
+            },
         )
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error

@@ -15,6 +15,8 @@ from workbench.tasks import Task
 
 _EXAMPLE = "for example --config experiments/quickstart.yaml"
 
+# The innermost list of types that a value might have had, and the value.
+_NO_SUBTYPE = re.compile(r"Errors:\n((?:\s+- Expected .*\n)+)\s+Given value type: .*\n\s+Given value: (.*)")
 _OPTIMIZER = {"lr", "betas", "eps", "weight_decay", "momentum"}
 
 
@@ -31,9 +33,9 @@ def explained(message: str, keys: Iterable[str]) -> str:
     if found := re.search(r"unrecognized arguments: --([^\s=]+)", message):
         return _unknown_key(found[1], where, keys)
     if found := re.search(r"Expected a dot import path string: (\S+)", message):
-        near = difflib.get_close_matches(found[1], [cls.__name__ for cls in _classes()], n=1)
+        near = _near_class(found[1])
         return (
-            f"{where}there is no class {found[1]!r}{f'; did you mean {near[0]!r}' if near else ''}? Classes of the "
+            f"{where}there is no class {found[1]!r}{f'; did you mean {near!r}?' if near else '.'} Classes of the "
             "workbench go by their name, others by their full import path."
         )
     if found := re.search(r"failed: (.*)", message, re.DOTALL):
@@ -42,9 +44,22 @@ def explained(message: str, keys: Iterable[str]) -> str:
         missing = [name.split(".", 1)[-1] for name in found[1].split(", ")]
         return f"{' and '.join(sorted(missing))} missing; name an experiment, {_EXAMPLE}."
     if found := re.search(r"Expected an? ([^\n]*)\. Got value: ([^\n]*)", message):
-        kind = re.sub(r"<class '([^']+)'>", r"\1", found[1])
-        return f"{where}expected {kind}, got {found[2]!r}."
+        return f"{where}expected {_kinds([found[1]])}, got {found[2]!r}."
+    if found := _NO_SUBTYPE.search(message):
+        where = _where(message[: found.start()])
+        return f"{where}expected {_kinds(re.findall(r'- Expected an? (.*)', found[1]))}, got {found[2]!r}."
     return " ".join(message.split())[:400]
+
+
+def _kinds(expected: Sequence[str]) -> str:
+    """Return jsonargparse's names of types as words: `int, float or null`, `64, 32, 16 or null`."""
+    words: list[str] = []
+    for kind in expected:
+        literals = re.fullmatch(r"typing\.Literal\[(.*)\]", kind)
+        plain = re.sub(r"<class '([^']+)'>", r"\1", kind).replace("NoneType", "null")
+        words += literals[1].replace("'", "").split(", ") if literals else [plain]
+    *first, last = dict.fromkeys(words)
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def check_files(args: Sequence[str]) -> None:
@@ -90,6 +105,12 @@ def _unknown_key(key: str, where: str, keys: Iterable[str]) -> str:
         near = difflib.get_close_matches(last, siblings if parent else siblings | parameters | _OPTIMIZER, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "; --help lists the options."
     return f"{where}there is no option {key!r}{hint}"
+
+
+def _near_class(name: str) -> str | None:
+    names = [cls.__name__ for cls in _classes()]
+    starting = [known for known in names if known.lower().startswith(name.lower())]
+    return next(iter([*difflib.get_close_matches(name, names, n=1), *starting]), None)
 
 
 def _classes() -> list[type]:

@@ -14,8 +14,7 @@ from workbench.errors import UserError
 VERBS = {
     "fit": "train: pre-train or fine-tune, as the experiment says",
     "validate": "measure a checkpoint on the validation split",
-    "test": "measure a checkpoint on the test split",
-    "predict": "run a checkpoint over the test split",
+    "test": "measure a checkpoint on the test split, or on val where there is none",
 }
 COMMANDS = {
     "doctor": ("workbench.doctor:doctor", "check this machine: versions, devices, speed, and a self-test"),

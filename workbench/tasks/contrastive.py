@@ -165,7 +165,10 @@ class ContrastiveTask(Task):
         """Build the optimizer over the rules' groups, and the per-step schedule; say once what trains how."""
         self.total_steps = total_optimizer_steps(self.trainer)
         warmup = warmup_steps(self.hparams.warmup, self.total_steps)
-        probe = self.optimizer_factory([torch.nn.Parameter(torch.zeros(1))]).defaults
+        try:
+            probe = self.optimizer_factory([torch.nn.Parameter(torch.zeros(1))]).defaults
+        except (ValueError, TypeError) as error:
+            raise UserError(f"The optimizer refuses its settings: {error}.") from error
         groups = parameter_groups(self.clip, probe.get("weight_decay", 0.0), self.parameter_rules)
         for group in groups:
             group["lr"] = probe["lr"] * group["lr_multiplier"]
@@ -196,11 +199,13 @@ class ContrastiveTask(Task):
                     "that of the new length, so the learning rate jumps here."
                 )
 
-    # Validation
+    # Validation and test
 
     def on_validation_epoch_start(self) -> None:
         """Forget the features of the last validation."""
         self._features.clear()
+
+    on_test_epoch_start = on_validation_epoch_start
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Keep a batch's features; the metrics are those of the whole split."""
@@ -208,8 +213,17 @@ class ContrastiveTask(Task):
             (self.encode_image_batch(batch["image"]).float(), self.encode_text_batch(batch["text"]).float())
         )
 
+    test_step = validation_step
+
     def on_validation_epoch_end(self) -> None:
-        """Log loss, retrieval and the geometry of the embedding over the whole split, each with its chance level."""
+        """Log `val/loss`, retrieval and the geometry of the embedding over the whole split."""
+        self._log_split("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the same as `test/...`."""
+        self._log_split("test")
+
+    def _log_split(self, split: str) -> None:
         # A process without a row takes part in gathering all the same.
         nothing = torch.zeros(0, self.clip.architecture.embed_dim, device=self.device)
         features = self._features or [(nothing, nothing)]
@@ -217,20 +231,20 @@ class ContrastiveTask(Task):
         self._features.clear()
         pairs = len(image)
         metrics: dict[str, Tensor | float] = {
-            "val/loss": losses.contrastive_in_blocks(image, text, self.clip.logit_scale.exp()),
-            "val/loss_chance": math.log(pairs),
-            "val/alignment": embedding_space.alignment(image, text),
-            "val/uniformity": embedding_space.uniformity(torch.cat([image, text])),
-            "val/modality_gap": embedding_space.modality_gap(image, text),
+            "loss": losses.contrastive_in_blocks(image, text, self.clip.logit_scale.exp()),
+            "loss_chance": math.log(pairs),
+            "alignment": embedding_space.alignment(image, text),
+            "uniformity": embedding_space.uniformity(torch.cat([image, text])),
+            "modality_gap": embedding_space.modality_gap(image, text),
+            **retrieval.recall_at_k(image, text, ks=RECALL_AT),
         }
-        for name, value in retrieval.recall_at_k(image, text, ks=RECALL_AT).items():
-            metrics[f"val/{name}"] = value
         for k in RECALL_AT:
             for direction in ("image_to_text", "text_to_image"):
-                self.chance[f"val/{direction}_recall@{k}"] = retrieval.chance_recall(k, pairs)
-        self.chance["val/loss"] = math.log(pairs)
+                self.chance[f"{split}/{direction}_recall@{k}"] = retrieval.chance_recall(k, pairs)
+        self.chance[f"{split}/loss"] = math.log(pairs)
         # Every process holds the same gathered features, so nothing is left to reduce.
-        self.log_dict(metrics, batch_size=pairs, rank_zero_only=False, sync_dist=False)
+        named = {f"{split}/{name}": value for name, value in metrics.items()}
+        self.log_dict(named, batch_size=pairs, rank_zero_only=False, sync_dist=False)
 
 
 def gathered_contrastive(image_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> Tensor:
