@@ -56,6 +56,7 @@ for message in (
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*skip_none.*",
     ".*Found .* module\\(s\\) in eval mode.*",
+    ".*recommended to use `self.log\\(.*sync_dist=True.*",  # every process logs the number of all
     ".*callbacks used to create the checkpoint need to be provided.*",  # evaluation writes no run folder
 ):
     warnings.filterwarnings("ignore", message)
