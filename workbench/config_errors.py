@@ -58,7 +58,7 @@ def _kinds(expected: Sequence[str]) -> str:
         literals = re.fullmatch(r"typing\.Literal\[(.*)\]", kind)
         plain = re.sub(r"<class '([^']+)'>", r"\1", kind).replace("NoneType", "null")
         words += literals[1].replace("'", "").split(", ") if literals else [plain]
-    *first, last = dict.fromkeys(words)
+    *first, last = sorted(dict.fromkeys(words), key=lambda word: word == "null")
     return f"{', '.join(first)} or {last}" if first else last
 
 

@@ -136,5 +136,6 @@ def _worker(
         found = [gradients(architecture, pairs, chunk) for chunk in chunks]
         if rank == 0:
             torch.save(found, Path(folder, "gradients.pt"))
+        dist.barrier()  # with some releases of torch, who leaves first lets the last wait for ever
     finally:
         dist.destroy_process_group()
