@@ -18,8 +18,8 @@ TINY = [
 
 
 def measured(capsys):
-    """Read the table that the Trainer prints."""
-    rows = (line.split() for line in capsys.readouterr().out.splitlines())
+    """Read the table that the Trainer prints; with lines between its columns where `rich` is installed."""
+    rows = (line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines())
     return {row[0]: float(row[1]) for row in rows if len(row) == 2 and "/" in row[0] and row[1][0] in "-0123456789"}
 
 
