@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -129,17 +130,29 @@ def _shown(name: str, value: float) -> str:
 
 def _next_commands(trainer: Trainer, folder: Path) -> list[str]:
     config, checkpoint = (shlex.quote(str(folder / name)) for name in ("config.yaml", "checkpoints/last.ckpt"))
-    resume = f"fit --config {config} --ckpt_path {checkpoint}"
+    workbench = f"{_program('python')} -m workbench"
+    resume = f"{workbench} fit --config {config} --ckpt_path {checkpoint}"
     finished = not any(isinstance(callback, RunCheckpoint) and callback.interrupted for callback in trainer.callbacks)
-    commands = {"curves, pictures, embedding": f"tensorboard --logdir {shlex.quote(str(folder.parent.parent))}"}
+    commands = {
+        "curves, pictures, embedding": f"{_program('tensorboard')} --logdir {shlex.quote(str(folder.parent.parent))}"
+    }
     if not finished:
-        commands["go on where it stopped"] = f"python -m workbench {resume}"
+        commands["go on where it stopped"] = resume
     elif trainer.max_epochs not in (None, -1):
-        commands["train twice as long"] = f"python -m workbench {resume} --trainer.max_epochs {2 * trainer.max_epochs}"
+        commands["train twice as long"] = f"{resume} --trainer.max_epochs {2 * trainer.max_epochs}"
     else:
-        commands["train twice as long"] = f"python -m workbench {resume} --trainer.max_steps {2 * trainer.max_steps}"
-    commands["measure it again"] = f"python -m workbench validate --config {config} --ckpt_path {checkpoint}"
+        commands["train twice as long"] = f"{resume} --trainer.max_steps {2 * trainer.max_steps}"
+    commands["measure it again"] = f"{workbench} validate --config {config} --ckpt_path {checkpoint}"
     commands["your own pictures"] = (
-        f"python -m workbench fit --config {config} --data ImageTextDataModule --data.train pairs.csv"
+        f"{workbench} fit --config {config} --data ImageTextDataModule --data.train pairs.csv"
     )
     return [f"  {what:<28}  {command}" for what, command in commands.items()]
+
+
+def _program(name: str) -> str:
+    """Return what to type for a program of this environment: its name where it is active, else its path."""
+    path, found = Path(sys.executable).parent / name, shutil.which(name)
+    if found is not None and Path(found).absolute() == path.absolute():
+        return name
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))

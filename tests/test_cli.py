@@ -2,11 +2,13 @@
 
 import csv
 import json
+import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from callbacks import run_summary
 from workbench.main import main
 
 QUICK = str(Path(__file__).parent.parent / "experiments" / "quickstart.yaml")
@@ -65,3 +67,13 @@ def test_a_table_of_ones_own(capsys):
     last = str(run / "checkpoints" / "last.ckpt")
     assert main(["validate", "--config", str(run / "config.yaml"), "--ckpt_path", last]) == 0
     assert "val/loss" in measured(capsys)
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_programs_are_named_as_they_can_be_typed(monkeypatch, active):
+    Path(".venv/bin").mkdir(parents=True)
+    Path(".venv/bin/tensorboard").write_text("#!/bin/sh\n")
+    Path(".venv/bin/tensorboard").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(Path(".venv/bin/python").absolute()))
+    monkeypatch.setenv("PATH", str(Path(".venv/bin").absolute()) if active else "/usr/bin")
+    assert run_summary._program("tensorboard") == ("tensorboard" if active else ".venv/bin/tensorboard")
