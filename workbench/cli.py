@@ -29,9 +29,9 @@ from callbacks.nan_guard import NanGuard
 from callbacks.progress import RunProgress
 from callbacks.run_folder import RunFolder, RunLogger
 from callbacks.run_summary import RunSummary
+from workbench.commands import INTERRUPTED, VERBS
 from workbench.config_errors import check_files, explained
 from workbench.errors import UserError
-from workbench.main import INTERRUPTED, VERBS
 from workbench.models import architecture
 from workbench.precision import preferred_precision, this_cpu_has_bf16
 

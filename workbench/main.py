@@ -9,18 +9,8 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
+from workbench.commands import COMMANDS, INTERRUPTED, MISTAKE, VERBS
 from workbench.errors import UserError
-
-VERBS = {
-    "fit": "train: pre-train or fine-tune, as the experiment says",
-    "validate": "measure a checkpoint on the validation split",
-    "test": "measure a checkpoint on the test split, or on val where there is none",
-}
-COMMANDS = {
-    "doctor": ("workbench.doctor:doctor", "check this machine: versions, devices, speed, and a self-test"),
-}
-
-INTERRUPTED = 130
 
 
 def usage() -> str:
@@ -53,7 +43,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return _run(args)
     except UserError as error:
         print(f"error: {_without_traceback(str(error))}", file=sys.stderr)
-        return 2
+        return MISTAKE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

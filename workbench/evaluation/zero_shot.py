@@ -39,7 +39,7 @@ def classifier(
             if bad
             else "Zero-shot classification needs at least one template, such as 'a photo of a {}.'."
         )
-    prompts = [[template.format(name) for template in templates] for name in class_names]
+    prompts = [[template.replace("{}", name) for template in templates] for name in class_names]
     distinct = sorted({prompt for row in prompts for prompt in row}, key=lambda prompt: (len(prompt), prompt))
     encoded = torch.cat(
         [

@@ -1,0 +1,16 @@
+"""What `python -m workbench` can be told to do, and how it ends."""
+
+VERBS = {
+    "fit": "train: pre-train or fine-tune, as the experiment says",
+    "validate": "measure a checkpoint on the validation split",
+    "test": "measure a checkpoint on the test split, or on val where there is none",
+}
+"""The Trainer's, of LightningCLI."""
+
+COMMANDS = {
+    "doctor": ("workbench.doctor:doctor", "check this machine: versions, devices, speed, and a self-test"),
+}
+"""Plain functions: their signature is their option list, their docstring their help."""
+
+MISTAKE = 2
+INTERRUPTED = 130
