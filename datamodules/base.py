@@ -148,7 +148,7 @@ class ImageDataModule(L.LightningDataModule):
             samples: take so many rows, chosen by the seed alone; None takes all, in order.
 
         Raises:
-            UserError: no such split, or no samples.
+            UserError: no such split, no samples, or fewer rows than processes.
         """
         if split not in self.datasets:
             raise UserError(f"There is no split {split!r}; this data has {', '.join(self.datasets)}.")
@@ -158,6 +158,11 @@ class ImageDataModule(L.LightningDataModule):
         if samples is not None and samples < len(rows):
             generator = torch.Generator().manual_seed(mixed_seed(self.seed, samples))
             rows = torch.randperm(len(rows), generator=generator)[:samples].sort().values.tolist()
+        if len(rows) < world_size():
+            raise UserError(
+                f"The {split} split has {len(rows)} rows to measure on and there are {world_size()} processes, each of "
+                "which needs one; give it more rows, or fewer --trainer.devices."
+            )
         if self.trainer is not None:
             self.trainer._accelerator_connector.use_distributed_sampler = False
         return self._loader(

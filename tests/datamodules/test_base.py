@@ -262,6 +262,14 @@ def test_unknown_splits_and_samples():
         data.evaluation_dataloader("val", samples=0)
 
 
+def test_each_process_needs_a_row(monkeypatch):
+    data = Noise()
+    data.setup()
+    monkeypatch.setattr("datamodules.base.world_size", lambda: 3)
+    with pytest.raises(UserError, match="val split has 2 rows .* 3 processes"):
+        data.evaluation_dataloader("val", samples=2)
+
+
 def test_truncated_captions_are_reported_once(monkeypatch):
     said = []
     monkeypatch.setattr("datamodules.base.rank_zero_info", said.append)
