@@ -5,6 +5,7 @@ the gradients of per-process losses, or of per-chunk losses, does not have this 
 how features are gathered and on how often the loss is counted.
 """
 
+import os
 import tempfile
 from datetime import timedelta
 from pathlib import Path
@@ -139,3 +140,6 @@ def _worker(
         dist.barrier()  # with some releases of torch, who leaves first lets the last wait for ever
     finally:
         dist.destroy_process_group()
+    # Not through the interpreter's end, where what gloo's threads still hold now and then aborts the process
+    # (pytorch #179291).
+    os._exit(0)
