@@ -3,19 +3,16 @@
 Addresses and hashes: openai/CLIP @ d05afc4, clip/clip.py. The weights are MIT-licensed.
 """
 
-import hashlib
 import os
-import shutil
-import urllib.request
+import warnings
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 
-from workbench.atomic import written_atomically
 from workbench.errors import UserError
+from workbench.weights.download import DownloadError, digest_of, download
 
 HOST = "https://openaipublic.azureedge.net/clip/models"
-_TIMEOUT = 30
+_OPENAIS_FOLDER = "~/.cache/clip"
 
 
 @dataclass(frozen=True)
@@ -47,50 +44,48 @@ ZOO = {
 def find(name: str, download_root: str | Path | None = None) -> Path:
     """Return the path of a checkpoint, fetching it when it is not there.
 
+    A file of another hash is fetched again, with a warning, as OpenAI's own package does.
+
     Args:
         name: a key of `ZOO`.
         download_root: folder to keep it in; None takes `CLIP_WORKBENCH_CACHE`, else `~/.cache/clip`, which
-            OpenAI's own package uses.
+            OpenAI's own package uses. What is there already is used in place, whatever the folder.
 
     Raises:
-        UserError: it is not there and cannot be fetched, or is not the file that its hash says.
+        UserError: the right file is not there and cannot be fetched.
     """
     entry = ZOO[name]
-    folder = Path(download_root or os.environ.get("CLIP_WORKBENCH_CACHE") or "~/.cache/clip").expanduser()
+    folder = Path(download_root or os.environ.get("CLIP_WORKBENCH_CACHE") or _OPENAIS_FOLDER).expanduser()
     path = folder / entry.file
+    state = f"The weights of {name} are not on this machine and"
     if path.is_file():
         found = sha256(path)
-        if found != entry.sha256:
-            raise UserError(
-                f"{path} is not OpenAI's {entry.file}: its sha256 is {found}, expected {entry.sha256}. Delete it and "
-                "start again, or name it as a path in `weights` if you mean this very file."
-            )
-        return path
+        if found == entry.sha256:
+            return path
+        wrong = f"{path} is not OpenAI's {entry.file} (its sha256 is {found})"
+        warnings.warn(f"{wrong}: fetching it again.", stacklevel=2)
+        state = f"{wrong} and the right one"
+    elif (openais := _openais(entry)) is not None:
+        return openais
     try:
-        _fetch(entry, path)
-    except (OSError, ValueError, HTTPException) as error:
+        download(entry.url, path, entry.sha256)
+    except DownloadError as error:
         raise UserError(
-            f"The weights of {name} are not on this machine and could not be fetched ({error}). Get {entry.file} from "
-            f"{entry.url} (sha256 {entry.sha256}) and put it at {path}; or start without them: "
-            "--model.init_args.weights null."
+            f"{state} could not be fetched ({error}). Get {entry.file} from {entry.url} (sha256 {entry.sha256}) "
+            f"and put it at {path}; or start without them: --model.init_args.weights null."
         ) from error
     return path
 
 
 def sha256(path: Path) -> str:
     """Return the sha256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+    return digest_of(path).hexdigest()
 
 
-def _fetch(entry: Entry, path: Path) -> None:
-    """Write the file, or nothing: it is checked before it takes its name."""
-    with urllib.request.urlopen(entry.url, timeout=_TIMEOUT) as answer, written_atomically(path) as file:
-        shutil.copyfileobj(answer, file, 1 << 20)
-        file.flush()
-        found = sha256(Path(file.name))
-        if found != entry.sha256:
-            raise ValueError(f"what came has sha256 {found}")
+def _openais(entry: Entry) -> Path | None:
+    """Return the file of OpenAI's own package, if it is there, readable and right."""
+    try:
+        path = Path(_OPENAIS_FOLDER).expanduser() / entry.file
+        return path if sha256(path) == entry.sha256 else None
+    except (OSError, RuntimeError):  # not there, not readable; RuntimeError: there is no home
+        return None
