@@ -1,10 +1,12 @@
-"""Features and every gradient against open_clip on copied random weights."""
+"""Features, logits and every gradient against open_clip on copied random weights."""
+
+from dataclasses import replace
 
 import open_clip
 import pytest
 import torch
 
-from workbench.models import create_model
+from workbench.models import OPENAI_ARCHITECTURES, create_model
 from workbench.models.architectures import Architecture, ResNetConfig, TextConfig, ViTConfig
 
 TEXT = TextConfig(128, 2, 2)
@@ -13,7 +15,16 @@ SMALL = {
     "vit gelu": Architecture("small-vit", 48, 64, ViTConfig(16, 128, 3, 2), TEXT, activation="gelu"),
     "resnet": Architecture("small-rn", 48, 96, ResNetConfig((2, 1, 3, 1), 16, 8), TEXT),
 }
-FULL = {"RN50": "RN50-quickgelu", "ViT-B/32": "ViT-B-32-quickgelu"}
+FULL = ("RN50", "ViT-B/32")
+
+
+def shallow(about):
+    """One or two layers where the released model has many; widths, heads and picture size stay."""
+    layers = 2 if isinstance(about.vision, ViTConfig) else (1, 1, 1, 1)  # the last layer of a ViT runs its own form
+    return replace(about, vision=replace(about.vision, layers=layers), text=replace(about.text, layers=1))
+
+
+SHALLOW = [name for name in OPENAI_ARCHITECTURES if name not in FULL]
 
 
 def peer_of(about):
@@ -31,6 +42,12 @@ def peer_of(about):
     )
 
 
+def config_of(name):
+    """OpenCLIP's own description of one of the nine."""
+    config = open_clip.get_model_config(f"{name.replace('/', '-').replace('@336px', '-336')}-quickgelu")
+    return {key: config[key] for key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")}
+
+
 def batch(model, pairs, dtype):
     generator = torch.Generator().manual_seed(1)
     side = model.architecture.image_size
@@ -45,16 +62,25 @@ def batch(model, pairs, dtype):
 def features_and_gradients(model, images, tokens):
     model.zero_grad()
     image, text = model.encode_image(images), model.encode_text(tokens)
+    if isinstance(model, open_clip.model.CLIP):  # which leaves the product to its losses
+        directions, others, scale = model(images, tokens)
+        logits = scale * directions @ others.T
+    else:
+        logits, transposed = model(images, tokens)
+        assert torch.equal(transposed, logits.T)
     weights = torch.linspace(-1, 1, image.numel(), dtype=image.dtype).view_as(image)
-    (image * weights + text * weights.flip(0) * image.detach()).sum().backward()
+    # Of one sign, for logits that cancel each other would leave rounding to the gradient of their scale.
+    of_logits = torch.linspace(0.5, 1, logits.numel(), dtype=logits.dtype).view_as(logits)
+    loss = (image * weights + text * weights.flip(0) * image.detach()).sum() + (logits * of_logits).sum()
+    loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return {"image": image.detach(), "text": text.detach()} | gradients
+    return {"image": image.detach(), "text": text.detach(), "logits": logits.detach()} | gradients
 
 
 def assert_equal(ours, peer, pairs, dtype, tolerance):
     images, tokens = batch(ours, pairs, dtype)
     found, expected = (features_and_gradients(model, images, tokens) for model in (ours, peer))
-    assert set(found) == set(expected)
+    assert set(found) == set(expected) and {name for name, _ in peer.named_parameters()} < set(expected)
     for name, value in expected.items():
         if name == "visual.attnpool.k_proj.bias":  # adds the same to every score: zero but for rounding
             bound = 1e-4 * float(expected["visual.attnpool.k_proj.weight"].norm())
@@ -85,17 +111,33 @@ def test_small(kind, dtype, tolerance):
             torch.testing.assert_close(ours.get_buffer(name), value, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("name", SHALLOW)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["fp64", "fp32"])
+def test_the_other_seven_at_their_widths(name, dtype, tolerance):
+    torch.manual_seed(0)
+    about, config = shallow(OPENAI_ARCHITECTURES[name]), config_of(name)
+    if dtype == torch.float64:  # ten times slower on RN50x64's pictures
+        about = about.changed(image_size=2 * getattr(about.vision, "patch_size", 32))
+    vision, text = {"layers": about.vision.layers, "image_size": about.image_size}, {"layers": about.text.layers}
+    ours = shaken(create_model(about)).to(dtype)
+    with torch.device("meta"):
+        peer = open_clip.model.CLIP(
+            **config | {"vision_cfg": config["vision_cfg"] | vision, "text_cfg": config["text_cfg"] | text}
+        )
+    assert_equal(ours.eval(), sharing(peer, ours).eval(), 2, dtype, tolerance)
+
+
 @pytest.mark.parametrize("name", FULL)
 def test_full_size(name):
     torch.manual_seed(0)
-    config = open_clip.get_model_config(FULL[name])
     ours = shaken(create_model(name)).eval()
     with torch.device("meta"):
-        peer = open_clip.model.CLIP(**{k: config[k] for k in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")})
-    peer.load_state_dict(ours.state_dict(), assign=True)  # shares the memory too
-    peer.attn_mask = torch.full((77, 77), -torch.inf).triu(1)  # no part of a state dict
-    assert_equal(ours, peer.eval(), 2, torch.float32, 1e-5)
-    images, tokens = batch(ours, 2, torch.float32)
-    with torch.no_grad():
-        image, text, scale = peer(images, tokens)
-        torch.testing.assert_close(ours(images, tokens)[0], scale * image @ text.T, rtol=1e-5, atol=1e-4)
+        peer = open_clip.model.CLIP(**config_of(name))
+    assert_equal(ours, sharing(peer, ours).eval(), 2, torch.float32, 1e-5)
+
+
+def sharing(peer, ours):
+    """Let a peer built without memory use the weights of ours."""
+    peer.load_state_dict(ours.state_dict(), assign=True)
+    peer.attn_mask = torch.full((77, 77), -torch.inf, dtype=ours.logit_scale.dtype).triu(1)  # no part of a state dict
+    return peer

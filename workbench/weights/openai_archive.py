@@ -5,9 +5,11 @@ pickle is read by an unpickler that knows how to rebuild tensors and containers 
 archive is not looked at, and TorchScript, deprecated in torch, is not needed.
 """
 
+import itertools
 import pickle
 import zipfile
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,11 @@ from workbench.weights.files import refuse_bombs
 
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
 """Numbers that OpenAI's archives carry beside the weights."""
+
+# The causal mask is no weight, but archives of OpenCLIP's models carry it as if it were.
+_MASK = "attn_mask"
+
+_DEEPEST, _MOST_MODULES = 32, 100_000
 
 _STORAGES = {
     "FloatStorage": torch.float32,
@@ -66,6 +73,8 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, saved: Any) -> Tensor:
         _, dtype, key, _, count = saved
+        if not isinstance(key, str) or "/" in key:  # would lead out of the folder that was checked for bombs
+            raise UserError(f"The archive names a storage {key!r}, which no number is; it is refused.")
         path = f"{self.root}data/{key}"
         if path not in self.storages:
             try:
@@ -105,21 +114,26 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
     refuse_bombs(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            root = next(name for name in archive.namelist() if name.endswith("data.pkl")).removesuffix("data.pkl")
-            tree = _Unpickler(archive, root).load()
+            parts = [name.split("/") for name in archive.namelist()]
+            folder = next((part[0] for part in parts if len(part) == 2 and part[1] == "data.pkl"), None)
+            if folder is None:
+                raise UserError("The archive lacks its data.pkl; it is damaged.")
+            state_dict: dict[str, Tensor] = {}
+            _collect(_Unpickler(archive, f"{folder}/").load(), (), state_dict, itertools.count(1))
     except UserError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path} is a damaged TorchScript archive ({first[:120]}); fetch it again.") from error
-    state_dict: dict[str, Tensor] = {}
-    _collect(tree, "", state_dict)
-    return {key: value for key, value in state_dict.items() if key not in NOT_WEIGHTS}
+    return {key: value for key, value in state_dict.items() if key not in NOT_WEIGHTS and key.split(".")[-1] != _MASK}
 
 
-def _collect(node: Any, prefix: str, state_dict: dict[str, Tensor]) -> None:
+def _collect(node: Any, path: tuple[str, ...], state_dict: dict[str, Tensor], modules: Iterator[int]) -> None:
+    """Gather tensors by their dotted names; a module within itself, or shared again and again, has no end of names."""
+    if len(path) > _DEEPEST or next(modules) > _MOST_MODULES:
+        raise UserError("The archive nests modules without end; it is refused.")
     for name, value in getattr(node, "attributes", {}).items():
         if isinstance(value, Tensor):
-            state_dict[prefix + name] = value
+            state_dict[".".join((*path, name))] = value
         elif isinstance(value, _Node):
-            _collect(value, f"{prefix}{name}.", state_dict)
+            _collect(value, (*path, name), state_dict, modules)
