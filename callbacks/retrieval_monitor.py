@@ -15,7 +15,7 @@ class RetrievalMonitor(Callback):
         name: of the metrics.
         split: of the data.
         samples: rows to take, chosen by the data's seed; null takes all.
-        data: a datamodule; null takes the run's own. Its image_size becomes the model's.
+        data: a datamodule; null takes the run's own. It is prepared as that is.
         ks: the k of recall@k.
     """
 
@@ -32,7 +32,7 @@ class RetrievalMonitor(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Load a set of one's own before the first step, so that its mistakes are found there."""
         if self.data is not None:
-            self.data.image_size = trainer.datamodule.image_size
+            self.data.follow(trainer.datamodule)
             self.data.prepare_data()
             self.data.setup()
 

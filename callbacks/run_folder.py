@@ -73,6 +73,9 @@ class RunFolder(SaveConfigCallback):
     process decides, the others are told.
     """
 
+    source: dict[str, Any] | None = None
+    """What checkpoints say of the run."""
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Do nothing yet: the model is not built and the data not read."""
 
@@ -106,12 +109,9 @@ class RunFolder(SaveConfigCallback):
     def _make(self, trainer: Trainer, root: Path) -> Path:
         resumed = _folder_of_checkpoint(trainer.ckpt_path)
         folder = resumed or _next_version(root)
-        config = self.config.clone()
-        # What the run is, not where it was taken up: the file repeats it from the start.
-        config["ckpt_path"] = None
         try:
             with written_atomically(folder / "config.yaml", "w") as file:
-                file.write(self.parser.dump(config, skip_none=False))
+                file.write(self._configuration())
             with written_atomically(folder / "environment.json", "w") as file:
                 json.dump(environment(), file, indent=2)
         except OSError as error:
@@ -122,6 +122,17 @@ class RunFolder(SaveConfigCallback):
                 "with --trainer.default_root_dir."
             ) from error
         return folder
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Put the commit and the configuration into the checkpoint, which may leave the folder alone."""
+        self.source = self.source or {"git": _git(), "config": self._configuration()}
+        checkpoint["workbench"] = {**checkpoint.get("workbench", {}), **self.source}
+
+    def _configuration(self) -> str:
+        config = self.config.clone()
+        # What the run is, not where it was taken up: the file repeats it from the start.
+        config["ckpt_path"] = None
+        return self.parser.dump(config, skip_none=False)
 
 
 def _folder_of_checkpoint(ckpt_path: Any) -> Path | None:

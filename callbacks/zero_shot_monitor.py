@@ -1,6 +1,7 @@
 """Zero-shot accuracy on any classification data, while training."""
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from torch import Tensor
 
 from callbacks.evaluation import encode_images, evaluating
 from workbench.errors import UserError
@@ -12,8 +13,8 @@ class ZeroShotMonitor(Callback):
     """Log `<name>/zero_shot_top1` (and top5 of more than ten classes) before the first step and with each validation.
 
     Args:
-        data: a datamodule with class names and templates, such as `ClassificationDataModule`. Its image_size
-            becomes the model's.
+        data: a datamodule with class names and templates, such as `ClassificationDataModule`. Its pictures
+            and texts are prepared as the run's.
         name: of the metrics.
         split: of the data.
         samples: rows to take, chosen by the data's seed; null takes all.
@@ -27,7 +28,7 @@ class ZeroShotMonitor(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Load the data before the first step, so that its mistakes are found there."""
-        self.data.image_size = trainer.datamodule.image_size
+        self.data.follow(trainer.datamodule)
         self.data.prepare_data()
         self.data.setup()
         if not self.data.class_names:
@@ -51,12 +52,13 @@ class ZeroShotMonitor(Callback):
 
     def _evaluate(self, pl_module: LightningModule) -> dict[str, float]:
         names, templates = self.data.class_names, self.data.templates
+
+        def encode(texts: list[str]) -> Tensor:
+            tokens = trim(tokenize(texts, self.data.context_length, truncate=True))
+            return pl_module.encode_text_batch(tokens.to(pl_module.device))
+
         with evaluating(pl_module):
-            weights = classifier(
-                lambda texts: pl_module.encode_text_batch(trim(tokenize(texts, truncate=True)).to(pl_module.device)),
-                names,
-                templates,
-            )
+            weights = classifier(encode, names, templates)
         loader = self.data.evaluation_dataloader(self.split, self.samples)
         features, labels = encode_images(pl_module, loader, "label")
         found = {}

@@ -38,6 +38,7 @@ class ImageDataModule(L.LightningDataModule):
         seed: of permutations, splits and augmentation.
 
     Attributes:
+        context_length: tokens of a caption, the model's.
         datasets: split -> `Pairs`, after `setup`: `train`, `val`, and `test` where there is one.
         class_names: of classification data, in the order of its labels; None for pairs.
         templates: prompts with `{}` for the class name; None for pairs.
@@ -55,6 +56,7 @@ class ImageDataModule(L.LightningDataModule):
         super().__init__()
         self.batch_size, self.image_size, self.interpolation = batch_size, image_size, interpolation
         self.crop_scale, self.seed = crop_scale, seed
+        self.context_length = 77
         self.num_workers = default_workers() if num_workers is None else num_workers
         self.datasets: dict[str, Pairs] = {}
         self.class_names: list[str] | None = None
@@ -77,7 +79,13 @@ class ImageDataModule(L.LightningDataModule):
             ),
             "evaluation_transform": EvaluationTransform(self.image_size, self.interpolation),
             "seed": self.seed,
+            "context_length": self.context_length,
         }
+
+    def follow(self, other: Any) -> None:
+        """Prepare pictures and texts as another does: a model's `Architecture`, or a datamodule; before `setup`."""
+        for setting in ("image_size", "interpolation", "context_length"):
+            setattr(self, setting, getattr(other, setting))
 
     # What the Trainer calls
 

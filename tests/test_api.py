@@ -84,10 +84,12 @@ def test_an_archive_of_openais_says_enough_by_its_shapes(tmp_path, monkeypatch):
 def test_a_bare_state_dict_must_be_told_its_activation(tmp_path):
     source = create_model("tiny-vit", activation="gelu")
     torch.save(source.state_dict(), tmp_path / "bare.pt")
-    with pytest.raises(UserError, match=r"shapes are those of tiny-vit: build it with workbench\.create_model\("):
+    with pytest.raises(UserError, match=r"does not say which activation .*create_model\('tiny-vit', "):
         workbench.load(tmp_path / "bare.pt")
-    with pytest.warns(UserWarning, match="does not say which activation"):
-        model = workbench.create_model("tiny-vit", weights=tmp_path / "bare.pt", activation="gelu")
+    with pytest.raises(UserError, match="does not say which activation"):
+        workbench.create_model("tiny-vit", weights=tmp_path / "bare.pt")
+    model = workbench.create_model("tiny-vit", weights=tmp_path / "bare.pt", activation="gelu")
+    assert model.architecture.activation == "gelu"
     assert torch.equal(model.text_projection, source.text_projection)
 
 

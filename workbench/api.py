@@ -1,6 +1,7 @@
 """The Python interface, in the shape of OpenAI's `clip` package."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -8,12 +9,12 @@ from PIL import Image
 from torch import Tensor
 
 from workbench import models
-from workbench.errors import UserError
 from workbench.models import CLIP, OPENAI_ARCHITECTURES, Architecture
+from workbench.models.architectures import TimmConfig
 from workbench.preprocessing import Preprocessing, preprocess
-from workbench.weights import Weights, infer_architecture, load_weights, put_weights, read_weights
+from workbench.weights import architecture_for, named, put_weights, read_weights
 
-_CHANGEABLE = ("activation", "embed_dim", "image_size", "context_length", "interpolation", "mean", "std")
+_FIELDS = {field.name for field in fields(Architecture)}
 
 
 def available_models() -> list[str]:
@@ -21,11 +22,33 @@ def available_models() -> list[str]:
     return list(OPENAI_ARCHITECTURES)
 
 
-def create_model(architecture: str, weights: str | None = None, **changes: object) -> CLIP:
-    """Build a model; see `workbench.models.create_model` for `changes` and `weights.load_weights` for `weights`."""
-    model = models.create_model(architecture, **changes)
-    if weights is not None:
-        load_weights(model, weights)
+def create_model(
+    architecture: str | None = None,
+    weights: str | Path | None = None,
+    *,
+    download_root: str | Path | None = None,
+    interpolate_positions: bool = False,
+    **changes: object,
+) -> CLIP:
+    """Build a model, with or without weights.
+
+    Args:
+        architecture: a name, see `workbench.models.create_model`; None takes that of the weights.
+        weights: None initialises; `openai`, or see `weights.read_weights`. Activation and how pictures are prepared are
+            then the weights'; an `activation` among the changes is a demand that they must meet.
+        download_root: see `load`.
+        interpolate_positions: resample the weights' position embeddings for another `image_size` or `context_length`.
+        **changes: see `workbench.models.create_model`.
+
+    Raises:
+        UserError: an unknown name, or weights that cannot be had, read or used for it.
+    """
+    if weights is None:
+        return models.create_model(architecture or "ViT-B/32", **changes)
+    read = read_weights(named(weights, architecture), download_root)
+    asked = {key: changes.pop(key) for key in list(changes) if key in _FIELDS}
+    model = models.create_model(architecture_for(read, architecture, **asked), **changes)
+    put_weights(model, read, interpolate_positions)
     return model
 
 
@@ -35,7 +58,7 @@ def load(
     """Return a trained model in evaluation mode, in fp32, and the transform for its pictures.
 
     Args:
-        name: of `available_models()`, or the path of a checkpoint that this package wrote or of OpenAI's.
+        name: of `available_models()`, `hf-hub:org/name`, or a path, see `weights.read_weights`.
         device: None takes CUDA where there is one.
         download_root: folder for downloaded weights, see `weights.zoo.find`.
 
@@ -43,26 +66,17 @@ def load(
         UserError: the weights cannot be had or read, or a file does not say what it was trained as.
     """
     weights = read_weights(name, download_root)
-    with torch.random.fork_rng(devices=[]):  # what is drawn is overwritten
-        model = models.create_model(_architecture(weights))
+    model = _without_values(architecture_for(weights))
     put_weights(model, weights)
-    described = model.architecture
-    settings = Preprocessing(described.image_size, described.mean, described.std, described.interpolation)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return model.to(device).eval(), preprocess(settings)
+    return model.to(device).eval(), preprocess(Preprocessing.of(model.architecture))
 
 
-def _architecture(weights: Weights) -> Architecture:
-    about = weights.metadata
-    if "architecture" in about:
-        changes = {key: about[key] for key in _CHANGEABLE if key in about}
-        changes |= {key: tuple(changes[key]) for key in ("mean", "std") if key in changes}
-        return models.architecture(about["architecture"]).changed(**changes)
-    if "activation" in about:
-        return infer_architecture(weights.state_dict, about["activation"])
-    likely = infer_architecture(weights.state_dict, "quick_gelu").name
-    raise UserError(
-        f"{weights.path} does not say which activation it was trained with, and with the wrong one features are "
-        f"silently wrong. Its shapes are those of {likely}: build it with workbench.create_model({likely!r}, "
-        'weights=path, activation="quick_gelu") if the weights are OpenAI\'s, "gelu" for most of OpenCLIP\'s.'
-    )
+def _without_values(described: Architecture) -> CLIP:
+    """Build a model that waits for its weights: drawing what they overwrite takes seconds."""
+    if isinstance(described.vision, TimmConfig):  # whose constants no state dict has
+        with torch.random.fork_rng(devices=[]):
+            return models.create_model(described)
+    with torch.device("meta"):
+        model = models.create_model(described)
+    return model.to_empty(device="cpu")

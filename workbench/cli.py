@@ -33,7 +33,9 @@ from workbench.commands import INTERRUPTED, VERBS
 from workbench.config_errors import check_files, explained
 from workbench.errors import UserError
 from workbench.models import architecture
+from workbench.parser import StrictParser
 from workbench.precision import preferred_precision, this_cpu_has_bf16
+from workbench.tasks.base import DEFAULT_ARCHITECTURE
 
 DEFAULTS = Path(__file__).parent.parent / "lightning_configs" / "default.yaml"
 DEFAULT_ROOT = "runs"
@@ -62,25 +64,18 @@ for message in (
     warnings.filterwarnings("ignore", message)
 
 
-def model_image_size(name: str, image_size: int | None) -> int:
+def model_image_size(name: str | None, image_size: int | None) -> int:
     """Return the image size that data must have: the model's own setting, else its architecture's."""
-    return image_size or architecture(name).image_size
+    return image_size or architecture(name or DEFAULT_ARCHITECTURE).image_size
 
 
-def model_interpolation(name: str) -> str:
+def model_interpolation(name: str | None) -> str:
     """Return the interpolation that the architecture's pictures are resized with."""
-    return architecture(name).interpolation
+    return architecture(name or DEFAULT_ARCHITECTURE).interpolation
 
 
-class Parser(LightningArgumentParser):
-    """Parser that raises its mistakes, and takes no abbreviated options, which hide typing mistakes."""
-
-    def error(self, message: str, ex: Exception | None = None) -> None:
-        """Raise instead of printing usage and leaving."""
-        raise jsonargparse.ArgumentError(None, message) from ex
-
-    def _get_option_tuples(self, option_string: str) -> list[Any]:
-        return []
+class Parser(StrictParser, LightningArgumentParser):
+    """Lightning's parser, strict."""
 
 
 class WorkbenchCLI(LightningCLI):
@@ -155,6 +150,8 @@ class WorkbenchCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add what every training run has: folder, log, checkpoints, progress, summary and the guard against NaN."""
+        # Weights and checkpoints may say more than the configuration, and are refused before anything is written.
+        self.datamodule.follow(self.model.described(self.config[self.subcommand].get("ckpt_path")))
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
         config["plugins"] = [*_listed(config.get("plugins")), AtomicCheckpointIO()]
         loggers = [] if isinstance(config.get("logger"), bool) else _listed(config.get("logger"))

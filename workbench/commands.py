@@ -8,6 +8,11 @@ VERBS = {
 """The Trainer's, of LightningCLI."""
 
 COMMANDS = {
+    "export": (
+        "workbench.export.command:export",
+        "a run's checkpoint into the format of another library, proven equal",
+    ),
+    "convert": ("workbench.export.command:convert", "any weights into the format of another library, without a run"),
     "doctor": ("workbench.doctor:doctor", "check this machine: versions, devices, speed, and a self-test"),
 }
 """Plain functions: their signature is their option list, their docstring their help."""

@@ -20,12 +20,13 @@ _NO_SUBTYPE = re.compile(r"Errors:\n((?:\s+- Expected .*\n)+)\s+Given value type
 _OPTIMIZER = {"lr", "betas", "eps", "weight_decay", "momentum"}
 
 
-def explained(message: str, keys: Iterable[str]) -> str:
+def explained(message: str, keys: Iterable[str], missing_hint: str = f"name an experiment, {_EXAMPLE}") -> str:
     """Return what was wrong, where, and what to do.
 
     Args:
         message: jsonargparse's.
         keys: the valid options of the command, dotted.
+        missing_hint: what to do where a required option is missing.
     """
     where = _where(message)
     if found := re.search(r"(?:Option|accept option) '([^']+)'", message):
@@ -42,7 +43,7 @@ def explained(message: str, keys: Iterable[str]) -> str:
         return found[1].strip()
     if found := re.search(r"arguments are required: (.*)", message):
         missing = [name.split(".", 1)[-1] for name in found[1].split(", ")]
-        return f"{' and '.join(sorted(missing))} missing; name an experiment, {_EXAMPLE}."
+        return f"{' and '.join(sorted(missing))} missing; {missing_hint}."
     if found := re.search(r"Expected an? ([^\n]*)\. Got value: ([^\n]*)", message):
         return f"{where}expected {_kinds([found[1]])}, got {found[2]!r}."
     if found := _NO_SUBTYPE.search(message):

@@ -12,7 +12,11 @@ from typing import Any
 from workbench import machine
 
 OK, WARNING, PROBLEM = "ok", "warning", "PROBLEM"
-_EXTRAS = {"demo": "the quickstart's pictures and their names", "dev": "only to run the tests and benchmarks"}
+_EXTRAS = {
+    "demo": "the quickstart's pictures and their names",
+    "export": "the libraries that export and convert write for",
+    "dev": "only to run the tests and benchmarks",
+}
 _DISTRIBUTION = "clip-workbench"
 _TOLERANCE = 1e-5
 """Of a gradient's relative error in fp32."""

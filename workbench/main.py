@@ -5,6 +5,7 @@ Heavy imports happen behind the choice, so that `python -m workbench --help` ans
 
 import difflib
 import importlib
+import inspect
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -52,9 +53,7 @@ def main(args: Sequence[str] | None = None) -> int:
 def _run(args: list[str]) -> int:
     name = args[0]
     if name in COMMANDS:
-        from jsonargparse import auto_cli
-
-        return auto_cli(_load(COMMANDS[name][0]), args=args[1:], as_positional=False, prog=f"workbench {name}") or 0
+        return _run_command(name, args[1:])
     if name in VERBS:
         from workbench.cli import run_verb
 
@@ -64,6 +63,23 @@ def _run(args: list[str]) -> int:
         f"there is no command {name!r}{f'; did you mean {near[0]!r}' if near else ''}? "
         f"There are {', '.join([*VERBS, *COMMANDS])}."
     )
+
+
+def _run_command(name: str, args: list[str]) -> int:
+    from jsonargparse import ArgumentError, auto_cli
+
+    from workbench.parser import StrictParser
+
+    function = _load(COMMANDS[name][0])
+    prog = f"python -m workbench {name}"
+    try:
+        return auto_cli(function, args=args, as_positional=False, prog=prog, parser_class=StrictParser) or 0
+    except ArgumentError as error:
+        from workbench.config_errors import explained
+
+        raise UserError(
+            explained(str(error), inspect.signature(function).parameters, "--help lists the options")
+        ) from error
 
 
 def _without_traceback(message: str) -> str:

@@ -3,7 +3,7 @@
 import difflib
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,7 +63,8 @@ def parameter_groups(
         Groups with `params`, `names`, `weight_decay` and `lr_multiplier`, in a stable order.
 
     Raises:
-        UserError: a rule matches nothing or is no regular expression, or everything is frozen.
+        UserError: a rule matches nothing or is no regular expression, everything is frozen, or what trains is in half
+            precision.
     """
     names = [name for name, _ in model.named_parameters()]
     patterns = [_compile(rule.match, names) for rule in rules]
@@ -88,7 +89,19 @@ def parameter_groups(
             "parameter_rules freeze every parameter, so there is nothing to train; "
             "let at least one row keep an `lr` above 0."
         )
+    _refuse_half(groups.values())
     return list(groups.values())
+
+
+def _refuse_half(groups: Iterable[dict]) -> None:
+    named = [pair for group in groups for pair in zip(group["names"], group["params"], strict=True)]
+    half = [name for name, parameter in named if parameter.dtype in (torch.float16, torch.bfloat16)]
+    if half:
+        raise UserError(
+            f"{len(half)} parameters to train are in half precision ({', '.join(half[:3])}): Adam's epsilon and small "
+            "steps vanish there, and fp16 weights are NaN after one step. Train fp32 weights and compute in half: "
+            "--trainer.precision bf16-mixed or 16-mixed; in Python model.float()."
+        )
 
 
 def _compile(match: str, names: Sequence[str]) -> re.Pattern[str]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,6 +57,11 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: str = "bicubic"
+
+    @classmethod
+    def of(cls, architecture: Any) -> "Preprocessing":
+        """Return an `Architecture`'s."""
+        return cls(architecture.image_size, architecture.mean, architecture.std, architecture.interpolation)
 
 
 class EvaluationTransform:

@@ -35,6 +35,17 @@ _SPLIT = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|{letters}+|
 _CACHED_WORDS, _CACHED_LENGTH = 1 << 18, 32
 
 
+def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Return symbol -> id without the two special tokens, and the pairs to merge in the order they were learnt."""
+    symbols = _byte_symbols()
+    ids = {symbol: number for number, symbol in enumerate(symbols)}
+    ids |= {f"{symbol}</w>": number for number, symbol in enumerate(symbols, start=256)}
+    lines = gzip.decompress(VOCABULARY.read_bytes()).decode("utf-8").split("\n")[1 : MERGES + 1]
+    merges = [(left, right) for left, right in map(str.split, lines)]
+    ids |= {left + right: number for number, (left, right) in enumerate(merges, start=2 * 256)}
+    return ids, merges
+
+
 class Tokenizer:
     """Text to ids and back. Reads the vocabulary on construction; `tokenizer()` shares one.
 
@@ -50,16 +61,9 @@ class Tokenizer:
     def __init__(self) -> None:
         import regex  # with ftfy a quarter of a second; importing the package should not cost it
 
-        symbols = _byte_symbols()
-        ids = {symbol: number for number, symbol in enumerate(symbols)}
-        ids |= {f"{symbol}</w>": number for number, symbol in enumerate(symbols, start=256)}
-        self._merges: dict[tuple[int, int], int] = {}
-        lines = gzip.decompress(VOCABULARY.read_bytes()).decode("utf-8").split("\n")[1 : MERGES + 1]
-        for number, line in enumerate(lines, start=2 * 256):
-            left, right = line.split()
-            self._merges[ids[left], ids[right]] = number
-            ids[left + right] = number
-        byte_of = dict(zip(symbols, _byte_order(), strict=True))
+        ids, merges = vocabulary()
+        self._merges = {(ids[left], ids[right]): ids[left + right] for left, right in merges}
+        byte_of = dict(zip(_byte_symbols(), _byte_order(), strict=True))
         self._id_of_byte = {byte: number for number, byte in enumerate(_byte_order())}
         self._bytes_of = {
             number: (bytes(byte_of[c] for c in text.removesuffix("</w>")), text.endswith("</w>"))

@@ -67,6 +67,18 @@ def test_a_decompression_bomb_is_refused(checkpoint, tmp_path):
         read_checkpoint(tmp_path / "bomb.ckpt")
 
 
+def test_a_bomb_that_calls_itself_source_code_is_refused(checkpoint, tmp_path):
+    """What a part is, its second folder says; anywhere else `code` is part of a storage's name."""
+    with (
+        zipfile.ZipFile(checkpoint) as old,
+        zipfile.ZipFile(tmp_path / "bomb.ckpt", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name.replace("/data/0", "/data/x/code/0"), old.read(name))
+    with pytest.raises(UserError, match="compressed"):
+        read_checkpoint(tmp_path / "bomb.ckpt")
+
+
 def test_any_damage_ends_in_one_sentence(checkpoint):
     data = checkpoint.read_bytes()
     generator = random.Random(0)

@@ -47,15 +47,20 @@ def test_our_checkpoint(tmp_path):
     path = saved(tmp_path / "c.ckpt", source)
     result = load_weights(target, path)
     same(target.state_dict(), source.state_dict())
-    assert result == {"source": str(path), "sha256": zoo.sha256(path), "interpolated": {}}
-    assert read_weights(path).metadata == ABOUT
+    assert result == {
+        "source": str(path),
+        "kind": "this package's",
+        "sha256": zoo.sha256(path),
+        "interpolated": {},
+    }
+    assert read_weights(path).architecture == source.architecture
 
 
 def test_the_kind_is_seen_in_the_file_not_in_its_name(tmp_path):
     source = model(seed=1)
-    assert read_weights(saved(tmp_path / "a.pt", source)).metadata == ABOUT
+    assert read_weights(saved(tmp_path / "a.pt", source)).source == "this package's"
     found = read_weights(archived(tmp_path / "b.ckpt", model(seed=1)))
-    assert found.metadata == {"activation": "quick_gelu"}
+    assert (found.source, found.architecture) == ("OpenAI's", source.architecture)
     same(found.state_dict, {key: value.half() for key, value in source.state_dict().items()})
 
 
@@ -80,10 +85,14 @@ def test_a_plain_state_dict_warns_that_it_hides_its_activation(tmp_path):
 
 
 @pytest.mark.parametrize("name, before, after", [("tiny-vit", 32, 48), ("tiny-rn", 64, 32)])
-def test_another_image_size_is_interpolated_and_said(tmp_path, name, before, after):
+def test_another_image_size_is_interpolated_on_request_and_said(tmp_path, name, before, after):
     source, target = model(name, image_size=before), model(name, image_size=after)
-    path = saved(tmp_path / "c.ckpt", source, ABOUT | {"architecture": name})
-    [(key, sides)] = load_weights(target, path)["interpolated"].items()
+    path = saved(tmp_path / "c.ckpt", source, ABOUT | {"architecture": name, "image_size": before})
+    before_loading = {key: value.clone() for key, value in target.state_dict().items()}
+    with pytest.raises(UserError, match="another image size .* rows for .* interpolate_positions"):
+        load_weights(target, path)
+    same(target.state_dict(), before_loading)
+    [(key, sides)] = load_weights(target, path, interpolate_positions=True)["interpolated"].items()
     step = 8 if name == "tiny-vit" else 32
     assert sides == [before // step, after // step]
     assert torch.equal(target.state_dict()[key], interpolate(source.state_dict()[key], after // step))
@@ -125,7 +134,7 @@ def test_the_counter_of_old_batch_norms_may_be_missing(tmp_path):
     source, target = model("tiny-rn", seed=1), model("tiny-rn", seed=2)
     kept = {k: v for k, v in source.state_dict().items() if not k.endswith("num_batches_tracked")}
     assert len(kept) < len(source.state_dict())
-    torch.save({"state_dict": kept, "workbench": ABOUT}, tmp_path / "c.ckpt")
+    torch.save({"state_dict": kept, "workbench": ABOUT | {"architecture": "tiny-rn"}}, tmp_path / "c.ckpt")
     load_weights(target, tmp_path / "c.ckpt")
     same(target.state_dict(), source.state_dict())
 

@@ -52,6 +52,7 @@ class Architecture:
     """Everything that is true of a model before it has weights.
 
     `mean`, `std` and `interpolation` say how its pictures are prepared; they belong to the weights, not to data.
+    `logit_bias`: a constant is added to the logits, as in models trained with the sigmoid loss (SigLIP).
     """
 
     name: str
@@ -65,12 +66,13 @@ class Architecture:
     mean: tuple[float, float, float] = OPENAI_MEAN
     std: tuple[float, float, float] = OPENAI_STD
     interpolation: str = "bicubic"
+    logit_bias: bool = False
 
     def changed(self, **changes: object) -> "Architecture":
         """Return a copy with some fields changed, checked.
 
         Raises:
-            UserError: an unknown field or activation, or an image size that the towers cannot take.
+            UserError: an unknown field or activation, no size, or an image size that the towers cannot take.
         """
         unknown = set(changes) - set(self.__dataclass_fields__)
         if unknown:
@@ -81,6 +83,13 @@ class Architecture:
         changed = replace(self, **changes)
         if changed.activation not in ("quick_gelu", "gelu"):
             raise UserError(f"activation {changed.activation!r} is unknown; choose quick_gelu or gelu.")
+        sizes = {key: getattr(changed, key) for key in ("embed_dim", "image_size", "context_length", "vocab_size")}
+        for part in (changed.vision, changed.text):
+            sizes |= {key: value for key, value in vars(part).items() if key != "name"}
+        for key, value in sizes.items():
+            for size in value if isinstance(value, tuple) else (value,):
+                if not isinstance(size, int) or size < 1:
+                    raise UserError(f"{key} is {value!r}; it must be a whole number above 0.")
         step = {ViTConfig: lambda v: v.patch_size, ResNetConfig: lambda v: 32, TimmConfig: lambda v: 1}
         multiple = step[type(changed.vision)](changed.vision)
         if changed.image_size < multiple or changed.image_size % multiple:

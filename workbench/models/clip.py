@@ -23,6 +23,7 @@ class CLIP(TextTransformer):
     Attributes:
         visual: the image tower.
         logit_scale: scalar parameter, the logarithm of the multiplier of the cosine (1 / temperature).
+        logit_bias: scalar buffer added to the logits, where the architecture has one; the softmax loss cannot see it.
         architecture: what was built, changes included.
     """
 
@@ -40,6 +41,7 @@ class CLIP(TextTransformer):
         self.architecture = architecture
         self.visual = _image_tower(architecture)
         self.logit_scale = nn.Parameter(torch.empty(()))
+        self.register_buffer("logit_bias", torch.zeros(()) if architecture.logit_bias else None)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -54,10 +56,12 @@ class CLIP(TextTransformer):
         return self.visual(image, *options)
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the scaled cosines of images [N, 3, S, S] and tokens [M, L]: [N, M] and [M, N]."""
+        """Return the logits, scaled cosines, of images [N, 3, S, S] and tokens [M, L]: [N, M] and [M, N]."""
         image_features = F.normalize(self.encode_image(image), dim=-1)
         text_features = F.normalize(self.encode_text(text), dim=-1)
         logits_per_image = self.logit_scale.exp() * image_features @ text_features.T
+        if self.logit_bias is not None:
+            logits_per_image = logits_per_image + self.logit_bias
         return logits_per_image, logits_per_image.T
 
     def blocks(self) -> list[nn.Module]:

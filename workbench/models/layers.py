@@ -103,7 +103,8 @@ class ResidualAttentionBlock(nn.Module):
 
 def pick(x: Tensor, position: Tensor) -> Tensor:
     """Take the token at `position` [B] of each row of [B, L, W], as [B, 1, W]."""
-    return x[torch.arange(len(x), device=x.device), position][:, None]
+    # Not len(x), which torch.export takes for a constant.
+    return x[torch.arange(x.shape[0], device=x.device), position][:, None]
 
 
 class Transformer(nn.Module):

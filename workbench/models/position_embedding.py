@@ -1,4 +1,4 @@
-"""Position embeddings of one grid made to fit another."""
+"""Position embeddings of one image size or context length made to fit another."""
 
 import math
 
@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 IMAGE_POSITIONS = ("visual.positional_embedding", "visual.attnpool.positional_embedding")
+TEXT_POSITIONS = "positional_embedding"
+_KEPT = 20  # text positions that training has seen most of (Zhang et al. 2024, "Long-CLIP", section 3.1)
 
 
 def interpolate(embedding: Tensor, grid: int) -> Tensor:
@@ -30,17 +32,51 @@ def interpolate(embedding: Tensor, grid: int) -> Tensor:
     return torch.cat([first, resampled.flatten(2)[0].T.to(embedding.dtype)])
 
 
-def fit(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Interpolate, in place, the image positions of a state dict whose grid is not the model's.
+def interpolate_text(embedding: Tensor, length: int) -> Tensor:
+    """Make a text tower's position embedding longer or shorter.
+
+    Shorter is a cut, which is exact for texts that fit. Longer keeps the first 20 rows and stretches the rest linearly
+    (Zhang et al. 2024, "Long-CLIP", arXiv 2403.15378, section 3.1).
+
+    Args:
+        embedding: [L, W].
+        length: rows that are wanted.
 
     Returns:
-        What was changed: key -> (side before, side after); empty where everything fitted.
+        [length, W], in the type of `embedding`.
+    """
+    if length <= len(embedding):
+        return embedding[:length]
+    kept = min(_KEPT, len(embedding) - 1)
+    rest = embedding[kept:].float().T[None]
+    stretched = F.interpolate(rest, size=length - kept, mode="linear", align_corners=True)[0].T
+    return torch.cat([embedding[:kept], stretched.to(embedding.dtype)])
+
+
+def different(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Return the position embeddings of a state dict whose number of rows is not the model's: key -> (its, model's)."""
+    wanted = dict(model.named_parameters())
+    return {
+        key: (len(state_dict[key]), len(wanted[key]))
+        for key in (*IMAGE_POSITIONS, TEXT_POSITIONS)
+        if key in state_dict and key in wanted and len(state_dict[key]) != len(wanted[key])
+    }
+
+
+def fit(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Resample, in place, the position embeddings of a state dict that are not the model's.
+
+    Returns:
+        What was changed: key -> (before, after), the sides of an image's grid or the lengths of a text; empty where
+        everything fitted.
     """
     changed = {}
-    wanted = dict(model.named_parameters())
-    for key in IMAGE_POSITIONS:
-        if key in state_dict and key in wanted and state_dict[key].shape[0] != wanted[key].shape[0]:
-            before, after = (math.isqrt(len(rows) - 1) for rows in (state_dict[key], wanted[key]))
-            state_dict[key] = interpolate(state_dict[key], after)
+    for key, (before, after) in different(state_dict, model).items():
+        if key == TEXT_POSITIONS:
+            state_dict[key] = interpolate_text(state_dict[key], after)
             changed[key] = (before, after)
+        else:
+            sides = math.isqrt(before - 1), math.isqrt(after - 1)
+            state_dict[key] = interpolate(state_dict[key], sides[1])
+            changed[key] = sides
     return changed

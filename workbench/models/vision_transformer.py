@@ -47,11 +47,11 @@ class VisionTransformer(nn.Module):
             patches: the patches that stay of each, see `draw_patches`; None draws them where patches are dropped.
         """
         x = self.conv1(images.to(self.dtype)).flatten(2).transpose(1, 2)
-        token = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        token = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         x = torch.cat([token, x], dim=1) + self.positional_embedding.to(x.dtype)
         if self.training and self.patch_dropout > 0:
             patches = self.draw_patches(len(x)) if patches is None else patches
             rows = torch.arange(len(x), device=x.device)[:, None]
             x = torch.cat([x[:, :1], x[rows, 1 + patches]], dim=1)
-        first = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        first = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
         return self.ln_post(self.transformer(self.ln_pre(x), first)) @ self.proj

@@ -7,21 +7,33 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-import workbench
 from workbench import preprocessing, weights
 from workbench.errors import UserError
-from workbench.models import CLIP, compile_blocks, create_model
-from workbench.tokenizer import content_hash
+from workbench.models import CLIP, Architecture, architecture, compile_blocks, create_model
+from workbench.weights import Weights
+
+DEFAULT_ARCHITECTURE = "ViT-B/32"
+_IDENTITY = (
+    *("architecture", "activation", "embed_dim", "image_size", "context_length", "tokenizer"),
+    *("vision", "text", "mean", "std", "interpolation", "logit_bias"),
+)
 
 
 class Task(L.LightningModule):
     """A CLIP model inside Lightning; subclasses say what is done with it.
 
     Args:
-        architecture: a name of `workbench.models.ARCHITECTURES` (`RN50`, `ViT-B/32`, ...) or `timm/<backbone>`.
-        weights: where to start: `openai`, a name of the zoo, a path to a checkpoint, or null for `init`.
-        image_size: pixels; null takes the architecture's. Position embeddings are built for it, and those of
-            loaded weights interpolated. The datamodule's `image_size` follows it.
+        architecture: a name of `workbench.models.ARCHITECTURES` (`RN50`, `ViT-B/32`, ...) or `timm/<backbone>`; null
+            takes that of the weights, and ViT-B/32 without weights.
+        weights: where to start: `openai`, a name of the zoo, `hf-hub:org/name[@revision]`, a path to a checkpoint or to
+            a model's folder (see `workbench.weights.read_weights`), or null for `init`. Activation, mean, std and
+            interpolation of pictures are then the weights'.
+        image_size: pixels; null takes the weights', else the architecture's. The data follow it.
+        context_length: tokens of a text; null takes the weights', else the architecture's. The data follow it.
+        activation: `quick_gelu` or `gelu`; null takes the weights', else the architecture's. Weights that were trained
+            with another are refused; for files that do not say it, it must be said here.
+        interpolate_positions: resample the weights' position embeddings for another `image_size` or `context_length`;
+            without, such weights are refused.
         init: preset of `workbench.models.initialization`, or a table tensor family -> preset.
         temperature_init: the temperature (0.07 in the paper) that a new model's `logit_scale` starts from;
             weights bring their own.
@@ -32,9 +44,12 @@ class Task(L.LightningModule):
 
     def __init__(
         self,
-        architecture: str = "ViT-B/32",
+        architecture: str | None = None,
         weights: str | None = None,
         image_size: int | None = None,
+        context_length: int | None = None,
+        activation: str | None = None,
+        interpolate_positions: bool = False,
         init: str | dict[str, str] = "openai",
         temperature_init: float = 0.07,
         patch_dropout: float = 0.0,
@@ -45,25 +60,53 @@ class Task(L.LightningModule):
         self.clip: CLIP | None = None
         self.chance: dict[str, float] = {}
         self.weights_source: dict[str, Any] | None = None
+        self._described: Architecture | None = None
+        self._weights: Weights | None = None
+
+    def described(self, ckpt_path: str | None = None) -> Architecture:
+        """Return what will be built: settled once, by the checkpoint of a run, else by `weights`, else by the name.
+
+        Args:
+            ckpt_path: the checkpoint that the run goes on from or is measured with.
+
+        Raises:
+            UserError: weights that cannot be had, read, or be used for what the configuration demands.
+        """
+        if self._described is None:
+            hparams = self.hparams
+            name = hparams.architecture
+            asked = {key: hparams[key] for key in ("image_size", "context_length", "activation")}
+            asked = {key: value for key, value in asked.items() if value is not None}
+            theirs = None if ckpt_path is None else weights.checkpoint_architecture(ckpt_path)
+            if theirs is not None:
+                self._described = weights.under_demands(theirs, name, **asked)
+            elif ckpt_path is None and hparams.weights is not None:
+                self._weights = weights.read_weights(weights.named(hparams.weights, name))
+                self._described = weights.architecture_for(self._weights, name, **asked)
+            else:
+                self._described = architecture(name or DEFAULT_ARCHITECTURE).changed(**asked)
+        return self._described
 
     def configure_model(self) -> None:
         """Build the model and load its weights, once; called by the Trainer before optimizers and wrapping."""
         if self.clip is not None:
             return
         hparams = self.hparams
-        changes = {} if hparams.image_size is None else {"image_size": hparams.image_size}
         self.clip = create_model(
-            hparams.architecture,
+            self.described(None if self._trainer is None else self.trainer.ckpt_path),
             init=hparams.init,
             temperature_init=hparams.temperature_init,
             patch_dropout=hparams.patch_dropout,
             gradient_checkpointing=hparams.gradient_checkpointing,
-            **changes,
         )
-        resumed = self._trainer is not None and self.trainer.ckpt_path is not None
-        if hparams.weights is not None and not resumed:
-            self.weights_source = weights.load_weights(self.clip, hparams.weights)
-            rank_zero_info(f"Started from weights {hparams.weights}.")
+        if self._weights is not None:
+            started, self._weights = self._weights, None
+            resampled = weights.put_weights(self.clip, started, hparams.interpolate_positions)
+            self.weights_source = started.provenance(hparams.weights) | {
+                "interpolated": {key: list(both) for key, both in resampled.items()}
+            }
+            said = "".join(f"; {key} resampled from {old} to {new}" for key, (old, new) in resampled.items())
+            rank_zero_info(f"Started from weights {hparams.weights}: {started.source}{said}.")
         mesh = self.device_mesh
         if mesh is not None:
             self._shard(mesh)
@@ -101,24 +144,11 @@ class Task(L.LightningModule):
 
     def metadata(self) -> dict[str, Any]:
         """Return what is true of the weights and must travel with them."""
-        architecture = self.clip.architecture
-        return {
-            "version": workbench.__version__,
-            "architecture": architecture.name,
-            "activation": architecture.activation,
-            "embed_dim": architecture.embed_dim,
-            "image_size": architecture.image_size,
-            "context_length": architecture.context_length,
-            "mean": list(architecture.mean),
-            "std": list(architecture.std),
-            "interpolation": architecture.interpolation,
-            "tokenizer": content_hash(),
-            "weights_source": self.weights_source,
-        }
+        return weights.description(self.clip.architecture) | {"weights_source": self.weights_source}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make the checkpoint describe itself."""
-        checkpoint["workbench"] = self.metadata()
+        """Make the checkpoint describe itself; `RunFolder` adds the commit and the configuration."""
+        checkpoint["workbench"] = {**checkpoint.get("workbench", {}), **self.metadata()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights of another model before a single tensor is copied.
@@ -134,8 +164,7 @@ class Task(L.LightningModule):
             )
         self.configure_model()
         ours = self.metadata()
-        keys = ("architecture", "activation", "embed_dim", "image_size", "context_length", "tokenizer")
-        different = [key for key in keys if theirs.get(key) != ours[key]]
+        different = [key for key in _IDENTITY if theirs.get(key, ours[key]) != ours[key]]
         if different:
             said = "; ".join(
                 f"{key} {theirs.get(key)} in the checkpoint, {ours[key]} in the configuration" for key in different

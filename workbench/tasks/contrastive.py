@@ -38,10 +38,14 @@ class ContrastiveTask(Task):
     a contrastive batch of its own, with fewer negatives.
 
     Args:
-        architecture: see `Task`, as for `weights`, `image_size`, `init`, `temperature_init`, `patch_dropout`,
-            `gradient_checkpointing` and `compile`.
+        architecture: see `Task`, as for `weights`, `image_size`, `context_length`, `activation`,
+            `interpolate_positions`, `init`, `temperature_init`, `patch_dropout`, `gradient_checkpointing` and
+            `compile`.
         weights: see `Task`.
         image_size: see `Task`.
+        context_length: see `Task`.
+        activation: see `Task`.
+        interpolate_positions: see `Task`.
         init: see `Task`.
         temperature_init: see `Task`.
         patch_dropout: see `Task`.
@@ -62,9 +66,12 @@ class ContrastiveTask(Task):
 
     def __init__(
         self,
-        architecture: str = "ViT-B/32",
+        architecture: str | None = None,
         weights: str | None = None,
         image_size: int | None = None,
+        context_length: int | None = None,
+        activation: str | None = None,
+        interpolate_positions: bool = False,
         init: str | dict[str, str] = "openai",
         temperature_init: float = 0.07,
         patch_dropout: float = 0.0,
@@ -83,6 +90,9 @@ class ContrastiveTask(Task):
             architecture,
             weights,
             image_size,
+            context_length,
+            activation,
+            interpolate_positions,
             init,
             temperature_init,
             patch_dropout,
@@ -224,10 +234,7 @@ class ContrastiveTask(Task):
         self._log_split("test")
 
     def _log_split(self, split: str) -> None:
-        # A process without a row takes part in gathering all the same.
-        nothing = torch.zeros(0, self.clip.architecture.embed_dim, device=self.device)
-        features = self._features or [(nothing, nothing)]
-        image, text = (distributed.gather_ragged(torch.cat(side)) for side in zip(*features, strict=True))
+        image, text = (distributed.gather_ragged(torch.cat(side)) for side in zip(*self._features, strict=True))
         self._features.clear()
         pairs = len(image)
         metrics: dict[str, Tensor | float] = {

@@ -1,6 +1,27 @@
-"""Weights from where they live into a model."""
+"""Weights from where they live into a model, and out of it into the formats of others."""
 
+from workbench.weights.description import described_architecture, description
 from workbench.weights.infer_architecture import infer_architecture
-from workbench.weights.loading import Weights, load_weights, put_weights, read_weights
+from workbench.weights.loading import (
+    architecture_for,
+    checkpoint_architecture,
+    load_weights,
+    named,
+    put_weights,
+    under_demands,
+)
+from workbench.weights.reading import Weights, read_weights
 
-__all__ = ["Weights", "infer_architecture", "load_weights", "put_weights", "read_weights"]
+__all__ = [
+    "Weights",
+    "architecture_for",
+    "checkpoint_architecture",
+    "described_architecture",
+    "description",
+    "infer_architecture",
+    "load_weights",
+    "named",
+    "put_weights",
+    "read_weights",
+    "under_demands",
+]

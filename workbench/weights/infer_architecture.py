@@ -30,12 +30,29 @@ def infer_architecture(state_dict: dict[str, Tensor], activation: str) -> Archit
         found = _from_shapes(state_dict, activation)
     except (KeyError, IndexError, ZeroDivisionError) as error:
         raise UserError(f"These are not the weights of a CLIP with OpenAI's keys: {error} is missing.") from error
-    of_that_size_first = sorted(ARCHITECTURES.values(), key=lambda known: known.image_size != found.image_size)
-    for known in of_that_size_first:
-        same = replace(known, image_size=found.image_size, context_length=found.context_length, activation=activation)
+    for known in _of_that_size_first(found):
+        same = _with_settings_of(known, found)
         if _without_heads(same) == _without_heads(found):
             return same
     return found
+
+
+def under_its_name(found: Architecture) -> Architecture:
+    """Return an architecture under the name of the known one whose towers it has, if there is one."""
+    for known in _of_that_size_first(found):
+        same = _with_settings_of(known, found)
+        if same == replace(found, name=known.name):
+            return same
+    return found
+
+
+def _of_that_size_first(found: Architecture) -> list[Architecture]:
+    return sorted(ARCHITECTURES.values(), key=lambda known: known.image_size != found.image_size)
+
+
+def _with_settings_of(known: Architecture, found: Architecture) -> Architecture:
+    settings = ("image_size", "context_length", "activation", "mean", "std", "interpolation", "logit_bias")
+    return replace(known, **{key: getattr(found, key) for key in settings})
 
 
 def _from_shapes(state_dict: dict[str, Tensor], activation: str) -> Architecture:
@@ -63,6 +80,7 @@ def _from_shapes(state_dict: dict[str, Tensor], activation: str) -> Architecture
         context_length=context_length,
         vocab_size=vocab_size,
         activation=activation,
+        logit_bias="logit_bias" in state_dict,
     )
 
 

@@ -1,8 +1,7 @@
-"""Find weights, read them, and put them into a model, saying exactly what does not fit."""
+"""Put weights into a model, saying exactly what does not fit."""
 
-import difflib
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,118 +9,188 @@ import torch
 from torch import Tensor, nn
 
 from workbench.errors import UserError
-from workbench.models import position_embedding
+from workbench.models import Architecture, architecture, position_embedding
 from workbench.models.architectures import TimmConfig
-from workbench.tokenizer import content_hash
-from workbench.weights import openai_archive, zoo
+from workbench.weights import zoo
+from workbench.weights.description import described_architecture
 from workbench.weights.files import read_checkpoint
+from workbench.weights.infer_architecture import infer_architecture
+from workbench.weights.reading import Weights, read_weights
+
+_SETTINGS = ("activation", "mean", "std", "interpolation", "logit_bias")
+"""What shapes do not show and names do not fix: taken from the weights."""
 
 
-@dataclass
-class Weights:
-    """A state dict with OpenAI's keys, and what is known about it."""
-
-    state_dict: dict[str, Tensor]
-    path: Path
-    metadata: dict[str, Any] = field(default_factory=dict)
-
-
-def load_weights(model: nn.Module, source: str | Path, download_root: str | Path | None = None) -> dict[str, Any]:
+def load_weights(
+    model: nn.Module, source: str | Path, download_root: str | Path | None = None, interpolate_positions: bool = False
+) -> dict[str, Any]:
     """Load weights into an initialised `CLIP`; they become fp32 whatever they were stored in.
 
     Args:
-        model: the model, whose architecture the weights must have. Image position embeddings are interpolated when
-            only the image size differs.
-        source: `openai` (those of the model's architecture), a name of `zoo.ZOO`, or a path.
+        model: the model, whose architecture the weights must have.
+        source: `openai` (those of the model's architecture), or see `read_weights`.
         download_root: see `zoo.find`.
+        interpolate_positions: see `put_weights`.
 
     Returns:
-        Where they came from: `source`, `sha256`, and `interpolated` positions.
+        Where they came from: `source`, `kind`, `sha256`, `interpolated` positions.
 
     Raises:
         UserError: they cannot be had or read, or do not fit; the message lists what is missing, unexpected, mis-shaped.
     """
-    name = model.architecture.name if str(source) == "openai" else str(source)
-    if str(source) == "openai" and name not in zoo.ZOO:
-        raise UserError(f"OpenAI released no weights for {name}; it did for {', '.join(zoo.ZOO)}.")
-    weights = read_weights(name, download_root)
-    interpolated = put_weights(model, weights)
-    return {
-        "source": str(source),
-        "sha256": zoo.sha256(weights.path),
-        "interpolated": {key: list(sides) for key, sides in interpolated.items()},
-    }
+    weights = read_weights(named(source, model.architecture.name), download_root)
+    if weights.architecture is None and not isinstance(model.architecture.vision, TimmConfig):
+        warnings.warn(
+            f"{weights.path} does not say which activation it was trained with; the model has "
+            f"{model.architecture.activation}. OpenAI's weights want quick_gelu, most of OpenCLIP's gelu, and with the "
+            "wrong one features are silently wrong.",
+            stacklevel=2,
+        )
+    interpolated = put_weights(model, weights, interpolate_positions)
+    return weights.provenance(str(source)) | {"interpolated": {key: list(both) for key, both in interpolated.items()}}
 
 
-def put_weights(model: nn.Module, weights: Weights) -> dict[str, tuple[int, int]]:
-    """Put weights that were read into a model, see `load_weights`; return which positions were interpolated."""
-    _check_metadata(weights, model)
-    interpolated = position_embedding.fit(weights.state_dict, model)
-    _check_shapes(weights, model)
+def named(source: str | Path, architecture_name: str | None) -> str | Path:
+    """Return the zoo's name that `openai` stands for with an architecture; any other source as it is.
+
+    Raises:
+        UserError: OpenAI released no weights of that architecture.
+    """
+    if str(source) != "openai":
+        return source
+    if architecture_name not in zoo.ZOO:
+        raise UserError(f"OpenAI released no weights for {architecture_name}; it did for {', '.join(zoo.ZOO)}.")
+    return architecture_name
+
+
+def checkpoint_architecture(path: str | Path) -> Architecture | None:
+    """Return what a checkpoint of a run says that it is of, without reading its numbers; None if it says nothing.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    found = read_checkpoint(Path(path), lazily=True)
+    about = found.get("workbench") if isinstance(found, dict) else None
+    return described_architecture(about) if isinstance(about, dict) else None
+
+
+def architecture_for(weights: Weights, name: str | None = None, **changes: object) -> Architecture:
+    """Return what to build for weights: theirs, with what is asked for.
+
+    Args:
+        weights: read.
+        name: the architecture that is asked for; None takes that of the weights. Where the towers are the same, image
+            size, context length and heads are the weights' as well, and in any case the activation and how pictures
+            are prepared.
+        **changes: fields of `Architecture` that are asked for. An activation is a demand: `put_weights` refuses weights
+            that say another.
+
+    Raises:
+        UserError: nothing says which activation the weights were trained with, or a change is impossible.
+    """
+    changes = {key: value for key, value in changes.items() if value is not None}
+    theirs = weights.architecture
+    if theirs is None and "activation" in changes:
+        theirs = _guessed(weights, str(changes["activation"])) or (architecture(name) if name else None)
+    if theirs is None:
+        raise UserError(_unsaid(weights, name))
+    if not weights.stated and "activation" not in changes:
+        warnings.warn(
+            f"{weights.path} does not say its activation; taken as {theirs.activation}, which is the rule for "
+            f"{weights.source}. If it was fine-tuned from OpenAI's weights, set activation to quick_gelu.",
+            stacklevel=3,
+        )
+    return under_demands(theirs, name, **changes)
+
+
+def under_demands(theirs: Architecture, name: str | None, **changes: object) -> Architecture:
+    """Return `theirs` under a name and with changes, see `architecture_for`."""
+    if name is None or _same_towers(theirs, name):
+        base = replace(theirs, name=name or theirs.name)
+    else:
+        base = replace(architecture(name), **{key: getattr(theirs, key) for key in _SETTINGS})
+    return base.changed(**changes)
+
+
+def _same_towers(theirs: Architecture, name: str) -> bool:
+    ours = architecture(name)
+    sizes = {key: getattr(ours, key) for key in ("vision", "text", "embed_dim", "vocab_size")}
+    return all(getattr(theirs, key) == value for key, value in sizes.items())
+
+
+def _guessed(weights: Weights, activation: str) -> Architecture | None:
+    try:
+        return infer_architecture(weights.state_dict, activation)
+    except UserError:  # a timm tower, whose backbone only a name says
+        return None
+
+
+def _unsaid(weights: Weights, name: str | None) -> str:
+    guess = _guessed(weights, "quick_gelu")
+    likely = name or (guess.name if guess else "timm/...")
+    return (
+        f"{weights.path} does not say which activation it was trained with, and with the wrong one features are "
+        f'silently wrong. Say it: activation "quick_gelu" if the weights are OpenAI\'s, "gelu" for most of '
+        f"OpenCLIP's (workbench.create_model({likely!r}, weights=path, activation=...); on the command line "
+        "--model.init_args.activation)."
+    )
+
+
+def put_weights(model: nn.Module, weights: Weights, interpolate_positions: bool = False) -> dict[str, tuple[int, int]]:
+    """Put weights that were read into a model; nothing of it changes when they are refused.
+
+    Args:
+        model: a `CLIP`.
+        weights: its weights.
+        interpolate_positions: resample position embeddings of another image size or context length, see
+            `position_embedding.fit`; without, they are refused.
+
+    Returns:
+        The positions that were resampled: key -> (sides or length before, after).
+
+    Raises:
+        UserError: they were trained as another model than this one.
+    """
+    _refuse_other_settings(weights, model)
+    given = dict(weights.state_dict)
+    different = position_embedding.different(given, model)
+    if different and not interpolate_positions:
+        said = "; ".join(f"{key} has {before} rows for {after}" for key, (before, after) in different.items())
+        raise UserError(
+            f"The weights in {weights.path} are of another image size or context length: {said}. Ask for resampled "
+            "position embeddings with interpolate_positions (on the command line "
+            "--model.init_args.interpolate_positions true), or leave image_size and context_length to the weights."
+        )
+    interpolated = position_embedding.fit(given, model)
+    _refuse_other_shapes(given, weights, model)
     with torch.no_grad():
         for key, value in model.state_dict().items():
-            value.copy_(weights.state_dict[key])
+            value.copy_(given[key])
     return interpolated
 
 
-def read_weights(source: str | Path, download_root: str | Path | None = None) -> Weights:
-    """Read weights by zoo name or path; the kind of file is found by looking into it, and nothing in it is run.
-
-    Raises:
-        UserError: no such name or file, or one that cannot be read.
-    """
-    if str(source) in zoo.ZOO:
-        path = zoo.find(str(source), download_root)
-    else:
-        path = Path(source).expanduser()
-        if not path.is_file():
-            lower = {name.lower(): name for name in zoo.ZOO}
-            near = [lower[name] for name in difflib.get_close_matches(str(source).lower(), lower, n=1)]
-            raise UserError(
-                f"There are no weights at {source}{f' (is it {near[0]!r}?)' if near else ''}: give `openai`, one "
-                f"of {', '.join(zoo.ZOO)}, or the path of a checkpoint."
-            )
-    if openai_archive.is_torchscript(path):
-        return Weights(openai_archive.read_torchscript(path), path, {"activation": "quick_gelu"})
-    return _unwrapped(read_checkpoint(path), path)
-
-
-def _unwrapped(loaded: Any, path: Path) -> Weights:
-    metadata: dict[str, Any] = {}
-    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
-        metadata = loaded.get("workbench", {})
-        loaded = loaded["state_dict"]
-        if all(key.startswith("clip.") for key in loaded):
-            loaded = {key.removeprefix("clip."): value for key, value in loaded.items()}
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise UserError(f"{path} holds no state dict: it is a checkpoint of something else.")
-    state_dict = {key: value for key, value in loaded.items() if key not in openai_archive.NOT_WEIGHTS}
-    return Weights(state_dict, path, dict(metadata))
-
-
-def _check_metadata(weights: Weights, model: nn.Module) -> None:
-    ours, theirs = model.architecture.activation, weights.metadata.get("activation")
-    if theirs is None and not isinstance(model.architecture.vision, TimmConfig):
-        warnings.warn(
-            f"{weights.path} does not say which activation it was trained with; the model has {ours}. OpenAI's weights "
-            "want quick_gelu, most of OpenCLIP's gelu, and with the wrong one features are silently wrong.",
-            stacklevel=4,
-        )
-    if theirs not in (None, ours):
+def _refuse_other_settings(weights: Weights, model: nn.Module) -> None:
+    ours, theirs = model.architecture, weights.architecture
+    if theirs is None:
+        return
+    if theirs.activation != ours.activation and weights.stated:
         raise UserError(
-            f"{weights.path} was trained with {theirs} and the model has {ours}: its features would be silently "
-            "wrong. Choose the architecture that the weights were trained as."
+            f"{weights.path} was trained with {theirs.activation} and the model has {ours.activation}: its features "
+            "would be silently wrong. Choose the architecture that the weights were trained as."
         )
-    if weights.metadata.get("tokenizer") not in (None, content_hash()):
-        raise UserError(f"{weights.path} was trained with another vocabulary than this tokenizer's.")
+    if (theirs.mean, theirs.std) != (ours.mean, ours.std):
+        raise UserError(
+            f"{weights.path} was trained on pictures normalised with mean {theirs.mean} and std {theirs.std}; the "
+            f"model is for {ours.mean} and {ours.std}. Build it for the weights: create_model(..., weights=path)."
+        )
 
 
-def _check_shapes(weights: Weights, model: nn.Module) -> None:
-    wanted, given = model.state_dict(), weights.state_dict
+def _refuse_other_shapes(given: dict[str, Tensor], weights: Weights, model: nn.Module) -> None:
+    wanted = model.state_dict()
     # Older checkpoints lack the counter, which nothing reads as long as the momentum is fixed.
     for key in wanted:
         if key.endswith("num_batches_tracked"):
-            given.setdefault(key, wanted[key])
+            given.setdefault(key, torch.zeros_like(wanted[key]))
     problems = {
         "missing": [key for key in wanted if key not in given],
         "unexpected": [key for key in given if key not in wanted],
@@ -140,4 +209,10 @@ def _check_shapes(weights: Weights, model: nn.Module) -> None:
         raise UserError(
             f"The weights in {weights.path} are not those of {model.architecture.name}: {'; '.join(said)}. "
             "Choose the architecture that they belong to."
+        )
+    theirs, ours = weights.architecture, model.architecture
+    if theirs is not None and (theirs.vision, theirs.text) != (ours.vision, ours.text):
+        raise UserError(
+            f"The weights in {weights.path} are of towers {theirs.vision} and {theirs.text}, which have the shapes, "
+            f"but not the heads, of {ours.name}'s {ours.vision} and {ours.text}."
         )

@@ -1,0 +1,236 @@
+"""Each format, written by the command, loaded by the other library and read back by ours."""
+
+import copy
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import workbench
+from workbench.errors import UserError
+from workbench.export import open_clip as open_clip_format
+from workbench.export import openai, torch_export
+from workbench.export.comparison import Encoders, largest_differences
+from workbench.main import main
+from workbench.models import create_model
+from workbench.models.architectures import Architecture, ResNetConfig, TextConfig, ViTConfig
+from workbench.tokenizer import tokenize
+from workbench.weights import description, read_weights
+from workbench.weights.half_precision import to_half
+
+TEXT = TextConfig(64, 1, 3)
+MODELS = {
+    "vit": Architecture("custom", 32, 32, ViTConfig(8, 64, 2, 1), TEXT),
+    "vit gelu": Architecture("custom", 32, 32, ViTConfig(8, 128, 1, 4), TEXT, activation="gelu"),
+    "resnet": Architecture("custom", 32, 64, ResNetConfig((1, 2, 1, 1), 8, 4), TEXT),
+    "sigmoid": Architecture("custom", 32, 32, ViTConfig(8, 64, 2, 1), TEXT, activation="gelu", logit_bias=True),
+    "pictures": Architecture("custom", 32, 32, ViTConfig(8, 64, 1, 1), TEXT, mean=(0.5, 0.5, 0.5), std=(0.2, 0.3, 0.4)),
+}
+READ_BACK = {
+    "openai": "custom.pt",
+    "open_clip": ".",
+    "huggingface": ".",
+    "safetensors": "model.safetensors",
+}
+CANNOT = {
+    ("openai", "vit gelu"): "OpenAI's code has .* with gelu",
+    ("openai", "sigmoid"): "OpenAI's code has",
+    ("huggingface", "resnet"): "has a ViT as image tower",
+    ("huggingface", "sigmoid"): "no logit_bias",
+}
+FORMATS = ("openai", "open_clip", "huggingface", "onnx", "torch_export", "safetensors")
+
+
+def model(kind):
+    torch.manual_seed(1)
+    made = create_model(MODELS[kind])
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+        if made.logit_bias is not None:
+            made.logit_bias.fill_(-3.25)
+    return made.eval()
+
+
+def checkpoint(kind):
+    made = model(kind)
+    state_dict = {f"clip.{key}": value for key, value in made.state_dict().items()}
+    torch.save({"state_dict": state_dict, "workbench": description(made.architecture)}, "last.ckpt")
+    return made
+
+
+def run(to, *more, verb="export", source="--checkpoint", code=0):
+    assert main([verb, source, "last.ckpt", "--to", to, "--output", "out/model", *more]) == code
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("to", FORMATS)
+def test_every_format_is_written_and_proven(capsys, to, kind):
+    made = checkpoint(kind)
+    if (to, kind) in CANNOT:
+        run(to, code=2)
+        assert_refused(capsys, CANNOT[to, kind])
+        return
+    run(to)
+    said = capsys.readouterr().out
+    assert "Largest differences: image features " in said and "logits " in said and "Load it with: " in said
+    assert [path.name for path in Path("out").iterdir()] == ["model"]
+    if to in READ_BACK:
+        weights = read_weights(Path("out/model", READ_BACK[to]))
+        theirs = weights.architecture
+        if to == "openai":  # its files say nothing of pictures
+            theirs = theirs.changed(mean=made.architecture.mean, std=made.architecture.std)
+        assert theirs == made.architecture
+        for key, value in made.state_dict().items():
+            assert torch.equal(weights.state_dict[key], value), key
+
+
+def assert_refused(capsys, said):
+    assert re.search(said, capsys.readouterr().err)
+    assert not Path("out").exists() or list(Path("out").iterdir()) == []
+
+
+@pytest.mark.parametrize("to", ["openai", "open_clip", "huggingface", "safetensors"])
+def test_half_precision_is_stored_by_the_rule(to):
+    made = checkpoint("vit")
+    run(to, "--precision", "fp16")
+    found = read_weights(Path("out/model", READ_BACK[to])).state_dict
+    for key, value in to_half(copy.deepcopy(made)).state_dict().items():
+        assert found[key].dtype == value.dtype and torch.equal(found[key], value), key
+
+
+def test_programs_are_fp32_alone(capsys):
+    checkpoint("vit")
+    run("onnx", "--precision", "fp16", code=2)
+    assert_refused(capsys, "--to onnx writes fp32")
+
+
+def test_hugging_faces_processor_prepares_what_ours_does():
+    import transformers
+
+    checkpoint("pictures")
+    run("huggingface")
+    processor = transformers.CLIPProcessor.from_pretrained("out/model")
+    peer = transformers.CLIPModel.from_pretrained("out/model").eval()
+    ours, preprocess = workbench.load("out/model", device="cpu")
+    noise = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise).resize((32, 32))
+    texts = ["a photo of a cat", "Two   DOGS & 17 balloons"]
+    inputs = processor(text=texts, images=picture, return_tensors="pt", padding=True)
+    with torch.no_grad():
+        expected = ours(preprocess(picture)[None], tokenize(texts))[0]
+        torch.testing.assert_close(peer(**inputs).logits_per_image, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_programs_say_what_is_needed_to_use_them():
+    import onnxruntime
+
+    made = checkpoint("sigmoid")
+    run("onnx")
+    about = json.loads(Path("out/model/clip.json").read_text())
+    assert about["image_size"] == 32 and about["logit_bias"] == -3.25
+    assert about["logit_scale"] == pytest.approx(float(made.logit_scale.detach().exp()))
+    for name in ("image", "text"):
+        [entry] = onnxruntime.InferenceSession(f"out/model/{name}.onnx").get_inputs()
+        assert entry.name == name and entry.shape[0] == "batch"
+
+
+@pytest.mark.parametrize("to", ["open_clip", "torch_export"])
+def test_a_difference_above_the_tolerance_leaves_nothing(capsys, to, monkeypatch):
+    checkpoint("vit")
+    module = importlib.import_module(f"workbench.export.{to}")
+    write = module.write
+
+    def slightly_wrong(made, folder):
+        wrong = copy.deepcopy(made)
+        with torch.no_grad():
+            wrong.ln_final.weight[0] += 0.1
+        return write(wrong, folder)
+
+    monkeypatch.setattr(module, "write", slightly_wrong)
+    run(to, code=2)
+    assert_refused(capsys, "differs by .*, more than --tolerance 1e-04; nothing is written")
+
+
+def test_a_full_disk_leaves_nothing(capsys, monkeypatch):
+    checkpoint("vit")
+
+    def full(made, folder):
+        (folder / "half").write_bytes(b"x")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(open_clip_format, "write", full)
+    run("open_clip", code=2)
+    assert_refused(capsys, "cannot be written .No space left on device")
+
+
+def test_a_folder_with_something_in_it_is_left_alone(capsys):
+    checkpoint("vit")
+    Path("out/model").mkdir(parents=True)
+    Path("out/model/mine.txt").write_text("mine")
+    run("safetensors", code=2)
+    assert "out/model exists" in capsys.readouterr().err
+    assert Path("out/model/mine.txt").read_text() == "mine"
+
+
+def test_a_missing_library_is_named(capsys, monkeypatch):
+    checkpoint("vit")
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else real(name))
+    run("onnx", code=2)
+    assert_refused(capsys, r"needs onnxruntime, which is not installed: pip install 'clip-workbench\[export\]'")
+
+
+def test_convert_takes_any_weights_and_an_activation_for_those_that_hide_it(capsys):
+    made = model("vit gelu")
+    torch.save(made.state_dict(), "last.ckpt")
+    run("safetensors", verb="convert", source="--source", code=2)
+    assert_refused(capsys, "does not say which activation")
+    run("safetensors", "--activation", "gelu", verb="convert", source="--source")
+    found, _ = workbench.load("out/model/model.safetensors", device="cpu")
+    assert found.architecture.activation == "gelu"
+    assert torch.equal(found.text_projection, made.text_projection)
+
+
+def test_there_and_back_through_every_format_is_the_same_to_the_bit():
+    made = checkpoint("vit")
+    source = "last.ckpt"
+    for to in ("openai", "open_clip", "huggingface", "safetensors"):
+        assert main(["convert", "--source", source, "--to", to, "--output", to]) == 0
+        source = str(Path(to, READ_BACK[to]))
+    for key, value in read_weights(source).state_dict.items():
+        assert torch.equal(value, made.state_dict()[key]), key
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"vision": ViTConfig(8, 64, 2, 2)}, "heads of 64"), ({"text": TextConfig(64, 4, 1)}, "heads of 64")],
+)
+def test_openai_has_heads_of_64(tmp_path, change, said):
+    with pytest.raises(UserError, match=said):
+        openai.write(create_model(MODELS["vit"].changed(**change)), tmp_path)
+
+
+def test_a_timm_tower_goes_where_programs_go(tmp_path):
+    made = create_model("timm/resnet10t", image_size=32).eval()
+    torch_export.write(made, tmp_path)
+    assert max(largest_differences(made, torch_export.reload(tmp_path)).values()) < 1e-4
+
+
+def test_the_comparison_notices():
+    made = model("vit")
+    same = Encoders("ours", made.encode_image, made.encode_text, lambda images, tokens: made(images, tokens)[0])
+    assert max(largest_differences(made, same).values()) == 0
+    for part, wrong in {
+        "encode_image": lambda images: made.encode_image(images) * 1.001,
+        "encode_text": lambda tokens: made.encode_text(tokens) * torch.nan,
+        "logits": lambda images, tokens: made(images, tokens)[1],
+    }.items():
+        other = copy.copy(same)
+        setattr(other, part, wrong)
+        assert max(largest_differences(made, other).values()) > 5e-4, part

@@ -1,0 +1,89 @@
+"""Hugging Face's format: a folder for `CLIPModel` and `CLIPProcessor` of transformers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from workbench.errors import UserError
+from workbench.export.comparison import Encoders
+from workbench.models import CLIP
+from workbench.preprocessing import Preprocessing, preprocess
+from workbench.tokenizer import SPECIAL, tokenize, vocabulary
+from workbench.weights import huggingface
+
+_TEXTS = ["a photo of a cat", "Two dogs, and 17 RED   balloons!", "the artist's caf\N{LATIN SMALL LETTER E WITH ACUTE}"]
+_TWO_LEVELS = 2.5 / 255 / 0.26  # torchvision's resizing, their default, is so far from Pillow's
+
+
+def write(model: CLIP, folder: Path) -> str:
+    """Write configuration, weights, tokenizer and preprocessor; return how to load them."""
+    config = huggingface.write_config(model.architecture)
+    dtype = str(model.text_projection.dtype).removeprefix("torch.")
+    files = {
+        huggingface.CONFIG: config | {"torch_dtype": dtype},
+        huggingface.PREPROCESSOR: huggingface.write_preprocessor(model.architecture),
+    }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
+    save_file(
+        huggingface.from_openai_keys({key: value.detach() for key, value in model.state_dict().items()}),
+        folder / huggingface.WEIGHTS[0],
+        {"format": "pt"},
+    )
+    _write_tokenizer(folder, model.architecture.context_length)
+    return 'transformers.CLIPModel.from_pretrained("FOLDER"), transformers.CLIPProcessor.from_pretrained("FOLDER")'
+
+
+def _write_tokenizer(folder: Path, context_length: int) -> None:
+    from transformers import CLIPTokenizer
+
+    symbols, merges = vocabulary()
+    tokenizer = CLIPTokenizer(vocab=symbols | SPECIAL, merges=merges, model_max_length=context_length)
+    tokenizer.save_pretrained(folder)
+
+
+def reload(folder: Path) -> Encoders:
+    """Load it with transformers, and compare tokenizer and preprocessor with ours on the way.
+
+    Raises:
+        UserError: they give other tokens or pictures than ours.
+    """
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    model = transformers.CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
+    _compare_processor(transformers.CLIPProcessor.from_pretrained(folder), folder)
+
+    def encode_image(images: torch.Tensor) -> torch.Tensor:
+        return model.visual_projection(model.vision_model(pixel_values=images).pooler_output)
+
+    def encode_text(tokens: torch.Tensor) -> torch.Tensor:
+        return model.text_projection(model.text_model(input_ids=tokens).pooler_output)
+
+    return Encoders(
+        f"transformers {transformers.__version__}",
+        encode_image,
+        encode_text,
+        lambda images, tokens: model(input_ids=tokens, pixel_values=images).logits_per_image,
+    )
+
+
+def _compare_processor(processor: object, folder: Path) -> None:
+    about = json.loads((folder / huggingface.CONFIG).read_text(encoding="utf-8"))
+    pictures = json.loads((folder / huggingface.PREPROCESSOR).read_text(encoding="utf-8"))
+    described = huggingface.read_config(about, pictures, str(folder))
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise).resize((90, 70))  # smooth, as pictures are
+    found = processor(text=_TEXTS, images=picture, return_tensors="pt", padding="max_length", truncation=True)
+    ours = tokenize(_TEXTS, described.context_length).long()
+    length = int(ours.argmax(dim=-1).max()) + 1  # they pad with the end, we with 0
+    theirs = found["input_ids"][:, :length]
+    if not bool(((theirs == ours[:, :length]) | (ours[:, :length] == 0)).all()):
+        raise UserError("The tokenizer that transformers reads gives other tokens than ours.")
+    expected = preprocess(Preprocessing.of(described))(picture)
+    if float((found["pixel_values"][0] - expected).abs().max()) > _TWO_LEVELS:
+        raise UserError("The preprocessor that transformers reads gives other pictures than ours.")

@@ -1,0 +1,61 @@
+"""The encoders as programs that need neither this package nor Python: `torch.export`, and ONNX for onnxruntime.
+
+Each is a file of its own, `image` and `text`, with any batch size; what else is needed to use them is in `clip.json`.
+"""
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from workbench.export.comparison import scaled_cosines
+from workbench.models import CLIP
+from workbench.weights import description
+
+ABOUT = "clip.json"
+
+
+class _Encoder(nn.Module):
+    def __init__(self, model: CLIP, method: str):
+        super().__init__()
+        self.model, self.method = model, method
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return getattr(self.model, self.method)(inputs)
+
+
+def encoders(model: CLIP) -> Iterator[tuple[str, nn.Module, Tensor]]:
+    """Yield name, module and example inputs of both encoders, as programs of fixed length."""
+    model = copy.deepcopy(model).eval()
+    model.trim_text = False  # how long the longest text is, is no part of a program
+    size, length = model.architecture.image_size, model.architecture.context_length
+    tokens = torch.zeros(2, length, dtype=torch.long)
+    tokens[:, 0], tokens[0, 2], tokens[1, length - 1] = 1, 3, 3
+    yield "image", _Encoder(model, "encode_image"), torch.zeros(2, 3, size, size)
+    yield "text", _Encoder(model, "encode_text"), tokens
+
+
+def write_about(model: CLIP, folder: Path) -> None:
+    """Write what a user of the programs must know: sizes, mean, std, the temperature."""
+    bias = 0.0 if model.logit_bias is None else float(model.logit_bias)
+    about = description(model.architecture) | {
+        "logit_scale": float(model.logit_scale.detach().exp()),
+        "logit_bias": bias,
+        "inputs": {
+            "image": "float32 [batch, 3, image_size, image_size], (pixel / 255 - mean) / std",
+            "text": "int64 [batch, context_length], token ids, 0 behind the end",
+        },
+        "outputs": "float32 [batch, embed_dim], not normalised; logits = logit_scale * cosine + logit_bias",
+    }
+    (folder / ABOUT).write_text(json.dumps(about, indent=2), encoding="utf-8")
+
+
+def logits(folder: Path, encode_image: Callable, encode_text: Callable) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the logits as `clip.json` says that they are made."""
+    about: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    scale, bias = torch.tensor(about["logit_scale"]), about["logit_bias"]
+    return lambda images, tokens: scaled_cosines(encode_image(images), encode_text(tokens), scale, bias)
