@@ -133,6 +133,7 @@ def test_programs_say_what_is_needed_to_use_them():
     made = checkpoint("sigmoid")
     run("onnx")
     about = json.loads(Path("out/model/clip.json").read_text())
+    assert sum(path.stat().st_size for path in Path("out/model").iterdir()) < 1.2 * Path("last.ckpt").stat().st_size
     assert about["image_size"] == 32 and about["logit_bias"] == -3.25
     assert about["logit_scale"] == pytest.approx(float(made.logit_scale.detach().exp()))
     for name in ("image", "text"):

@@ -34,7 +34,7 @@ def write(model: CLIP, folder: Path) -> str:
     state_dict = model.state_dict() | {key: torch.tensor(value) for key, value in numbers.items()}
     path = folder / f"{described.name.replace('/', '-').replace('@', '-')}.pt"
     torch.save(state_dict, path)
-    return f'clip.load("{path.name}")'
+    return f'clip.load("FOLDER/{path.name}")'
 
 
 def reload(folder: Path) -> Encoders:

@@ -19,13 +19,14 @@ from workbench.weights import description
 ABOUT = "clip.json"
 
 
-class _Encoder(nn.Module):
-    def __init__(self, model: CLIP, method: str):
+class _TextEncoder(nn.Module):
+    def __init__(self, model: CLIP):
         super().__init__()
-        self.model, self.method = model, method
+        self.model = model
+        del model.visual  # programs hold all that their module has
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return getattr(self.model, self.method)(inputs)
+    def forward(self, text: Tensor) -> Tensor:
+        return self.model.encode_text(text)
 
 
 def encoders(model: CLIP) -> Iterator[tuple[str, nn.Module, Tensor]]:
@@ -35,8 +36,8 @@ def encoders(model: CLIP) -> Iterator[tuple[str, nn.Module, Tensor]]:
     size, length = model.architecture.image_size, model.architecture.context_length
     tokens = torch.zeros(2, length, dtype=torch.long)
     tokens[:, 0], tokens[0, 2], tokens[1, length - 1] = 1, 3, 3
-    yield "image", _Encoder(model, "encode_image"), torch.zeros(2, 3, size, size)
-    yield "text", _Encoder(model, "encode_text"), tokens
+    yield "image", model.visual, torch.zeros(2, 3, size, size)
+    yield "text", _TextEncoder(model), tokens
 
 
 def write_about(model: CLIP, folder: Path) -> None:
