@@ -235,3 +235,14 @@ def test_the_comparison_notices():
         other = copy.copy(same)
         setattr(other, part, wrong)
         assert max(largest_differences(made, other).values()) > 5e-4, part
+
+
+def test_what_torch_cannot_turn_into_onnx_is_said(capsys, monkeypatch):
+    checkpoint("vit")
+
+    def refuse(*args, **kwargs):
+        raise torch.onnx.OnnxExporterError("Failed to convert")
+
+    monkeypatch.setattr(torch.onnx, "export", refuse)
+    run("onnx", code=2)
+    assert_refused(capsys, r"torch .* cannot turn the image tower into ONNX \(Failed to convert\)")

@@ -39,11 +39,24 @@ def write(model: CLIP, folder: Path) -> str:
 
 
 def _write_tokenizer(folder: Path, context_length: int) -> None:
-    from transformers import CLIPTokenizer
-
+    """Write the vocabulary in the two files that every release of transformers reads."""
     symbols, merges = vocabulary()
-    tokenizer = CLIPTokenizer(vocab=symbols | SPECIAL, merges=merges, model_max_length=context_length)
-    tokenizer.save_pretrained(folder)
+    start, end = SPECIAL
+    about = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": context_length,
+        "bos_token": start,
+        "eos_token": end,
+        "unk_token": end,
+        "pad_token": end,
+    }
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    for name, content in {
+        "vocab.json": json.dumps(symbols | SPECIAL, ensure_ascii=False),
+        "merges.txt": "\n".join(lines) + "\n",
+        "tokenizer_config.json": json.dumps(about, indent=2),
+    }.items():
+        (folder / name).write_text(content, encoding="utf-8")
 
 
 def reload(folder: Path) -> Encoders:

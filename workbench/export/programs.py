@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from workbench.export.comparison import scaled_cosines
+from workbench.export.comparison import quietly, scaled_cosines
 from workbench.models import CLIP
 from workbench.weights import description
 
@@ -29,15 +29,21 @@ class _TextEncoder(nn.Module):
         return self.model.encode_text(text)
 
 
-def encoders(model: CLIP) -> Iterator[tuple[str, nn.Module, Tensor]]:
-    """Yield name, module and example inputs of both encoders, as programs of fixed length."""
+def programs(model: CLIP) -> Iterator[tuple[str, torch.export.ExportedProgram]]:
+    """Yield both encoders by name, as programs for any number of pictures or texts of the full context length."""
     model = copy.deepcopy(model).eval()
     model.trim_text = False  # how long the longest text is, is no part of a program
     size, length = model.architecture.image_size, model.architecture.context_length
     tokens = torch.zeros(2, length, dtype=torch.long)
     tokens[:, 0], tokens[0, 2], tokens[1, length - 1] = 1, 3, 3
-    yield "image", model.visual, torch.zeros(2, 3, size, size)
-    yield "text", _TextEncoder(model), tokens
+    batch = torch.export.Dim("batch", min=1, max=2**31)  # older torch refuses a size without end
+    # The text encoder takes the image tower off the model.
+    for name, module, example in (
+        ("image", model.visual, torch.zeros(2, 3, size, size)),
+        ("text", _TextEncoder(model), tokens),
+    ):
+        with quietly():
+            yield name, torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
 
 
 def write_about(model: CLIP, folder: Path) -> None:

@@ -5,16 +5,14 @@ from pathlib import Path
 import torch
 
 from workbench.export.comparison import Encoders, quietly
-from workbench.export.programs import encoders, logits, write_about
+from workbench.export.programs import logits, programs, write_about
 from workbench.models import CLIP
 
 
 def write(model: CLIP, folder: Path) -> str:
     """Write both programs and `clip.json`; return how to load them."""
-    batch = torch.export.Dim("batch", min=1)
-    with quietly():
-        for name, module, example in encoders(model):
-            program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
+    for name, program in programs(model):
+        with quietly():
             torch.export.save(program, folder / f"{name}.pt2")
     write_about(model, folder)
     return 'torch.export.load("FOLDER/image.pt2").module()'
