@@ -1,4 +1,4 @@
-"""The one exception that stands for a user's mistake."""
+"""The one exception that stands for a user's mistake, and the one warning that is for users."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The command line prints the message alone and exits with 2; in Python it is an ordinary `ValueError`.
     """
+
+
+class Notice(UserWarning):
+    """What a user should know and may leave as it is; the command line prints the message alone."""

@@ -8,10 +8,12 @@ import importlib
 import inspect
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from workbench.commands import COMMANDS, INTERRUPTED, MISTAKE, VERBS
-from workbench.errors import UserError
+from workbench.errors import Notice, UserError
 
 
 def usage() -> str:
@@ -40,6 +42,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
+    _show_notices()
     try:
         return _run(args)
     except UserError as error:
@@ -48,6 +51,18 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _show_notices() -> None:
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+        if issubclass(category, Notice):
+            print(f"warning: {message}", file=sys.stderr)
+        else:
+            usual(message, category, *where)
+
+    warnings.showwarning = show
 
 
 def _run(args: list[str]) -> int:

@@ -5,14 +5,22 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import save_file
 
 import workbench
+from callbacks.retrieval_monitor import RetrievalMonitor
+from callbacks.zero_shot_monitor import ZeroShotMonitor
+from datamodules import ClassificationDataModule
+from datamodules.openmoji import OpenMojiDataModule
+from workbench.errors import UserError
 from workbench.main import main
 from workbench.models import create_model
+from workbench.tasks import ContrastiveTask
 from workbench.tokenizer import content_hash
 from workbench.weights import openclip, read_weights
 
@@ -104,6 +112,14 @@ def test_another_image_size_or_context_is_interpolated_on_request(capsys):
     assert interpolated == {"visual.positional_embedding": [4, 6], "positional_embedding": [77, 90]}
 
 
+def test_a_checkpoint_of_something_else_is_no_run(capsys):
+    torch.save(foreign().state_dict(), "bare.pt")
+    for path in ("bare.pt", "theirs/open_clip_model.safetensors"):
+        of = ["--model.init_args.architecture", "tiny-vit"]
+        assert main(["validate", "--config", QUICK, *FEW[2:6], *of, "--ckpt_path", path]) == 2
+        refused(capsys, "checkpoint")
+
+
 def test_other_towers(capsys):
     foreign()
     assert fit(architecture="tiny-rn") == 2
@@ -119,3 +135,35 @@ def test_half_weights_train_in_fp32():
     assert {value.dtype for value in read_weights(LAST).state_dict.values()} == {torch.float32}
     about = torch.load(LAST, weights_only=True)["workbench"]
     assert about["weights_source"]["kind"] == "OpenAI's" and about["activation"] == "quick_gelu"
+
+
+@pytest.mark.parametrize("setting, value", [("interpolation", "bilinear"), ("image_size", 64), ("context_length", 20)])
+def test_in_python_data_of_another_model_are_refused(setting, value):
+    task = ContrastiveTask("tiny-vit", warmup=0)
+    data = OpenMojiDataModule(batch_size=16, image_size=32, num_workers=0)
+    options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    setattr(data, setting, value)
+    with pytest.raises(UserError, match=f"data's {setting} is {value}.*data.follow"):
+        L.Trainer(max_steps=1, limit_val_batches=0, **options).fit(task, datamodule=data)
+    again = OpenMojiDataModule(batch_size=16, num_workers=0)
+    again.follow(task.described())
+    L.Trainer(max_steps=1, limit_val_batches=0, **options).fit(ContrastiveTask("tiny-vit", warmup=0), datamodule=again)
+
+
+@pytest.mark.parametrize("monitor", [ZeroShotMonitor, RetrievalMonitor])
+def test_data_of_monitors_are_prepared_as_the_runs(tmp_path, monitor):
+    for color in ("red", "blue"):
+        (tmp_path / "colours" / color).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (40, 40), color).save(tmp_path / "colours" / color / f"{number}.png")
+    own = ClassificationDataModule(str(tmp_path / "colours"), num_workers=0)
+    foreign(image_size=48, interpolation="bilinear")
+    task = ContrastiveTask("tiny-vit", "theirs", context_length=20, interpolate_positions=True, warmup=0)
+    data = ClassificationDataModule(str(tmp_path / "colours"), batch_size=2, num_workers=0)
+    data.follow(task.described())
+    options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    L.Trainer(max_steps=1, callbacks=[monitor(data=own, name="own")], **options).fit(task, datamodule=data)
+    for prepared in (data, own):
+        assert (prepared.image_size, prepared.interpolation, prepared.context_length) == (48, "bilinear", 20)
+        assert prepared.datasets["train"].context_length == 20
+        assert prepared.datasets["train"][0]["image"].shape == (3, 48, 48)

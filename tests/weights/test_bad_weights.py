@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 import workbench
 from workbench.errors import UserError
-from workbench.models import create_model
-from workbench.weights import description, read_weights
+from workbench.models import ARCHITECTURES, create_model
+from workbench.weights import checkpoint_architecture, description, openclip, read_weights
 from workbench.weights.family import other_family
 
 
@@ -124,6 +124,124 @@ def test_every_architecture_of_ours_is_a_clip():
         assert other_family(create_model(name).state_dict().keys()) is None
 
 
+def changed_config(tmp_path, safe, **changes):
+    """A file with the configuration of OpenCLIP's beside it, some of whose entries are wrong."""
+    save_file(create_model("tiny-vit").state_dict(), safe)
+    config = {"model_cfg": openclip.write_config(ARCHITECTURES["tiny-vit"])["model_cfg"]}
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        place = config
+        for part in path:
+            place = place[part]
+        place[last] = value
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+
+
+NONSENSE = {
+    "model_cfg": [None, True, 0, 2.5, [], "x"],
+    "model_cfg__vision_cfg": [None, [], 3],
+    "model_cfg__vision_cfg__image_size": [float("inf"), -8, 33, "x", None, 10**9],
+    "model_cfg__vision_cfg__head_width": [0, -1, 48, 10**9, "x"],
+    "model_cfg__vision_cfg__layers": [10**9, [1, 2], -1, 1.5, True],
+    "model_cfg__vision_cfg__width": [10**9, 0, "64"],
+    "model_cfg__text_cfg__heads": [3, 10**9, 0],
+    "model_cfg__text_cfg__context_length": [10**12, 0],
+    "model_cfg__text_cfg__vocab_size": [10**11],
+    "model_cfg__embed_dim": [10**9, None],
+    "preprocess_cfg": [
+        {"mean": "x"},
+        {"mean": [0.5]},
+        {"std": [0, 0, 0]},
+        {"mean": [1e400] * 3},
+        {"interpolation": "foo"},
+    ],
+}
+
+
+@pytest.mark.parametrize("key", NONSENSE)
+def test_configurations_that_no_model_has(tmp_path, safe, key):
+    for value in NONSENSE[key]:
+        changed_config(tmp_path, safe, **{key: value})
+        with pytest.raises(UserError) as raised:
+            workbench.load(safe)
+        assert "\n" not in str(raised.value), value
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"architecture": 3},
+        {
+            "architecture": "tiny-vit",
+            "vision": {"kind": "vit", "patch_size": 8, "width": 64, "layers": 10**7, "heads": 2},
+        },
+        {"vision": {"kind": "resnet", "layers": 3, "width": 8, "heads": 4}},
+        {"vision": {"kind": "timm", "name": "hf-hub:attacker/evil"}},
+        {"vision": {"kind": "timm", "name": "local-dir:/tmp/evil"}},
+        {"vision": {"kind": "timm", "name": 5}},
+        {"image_size": 8 * 10**9},
+        {"image_size": 4096, "embed_dim": 60000},
+        {"logit_bias": "yes"},
+        {"mean": None},
+        {"std": [0.0, 0.0, 0.0]},
+        {"mean": [10**400, 0, 0]},
+        {"activation": ["gelu"]},
+    ],
+)
+def test_descriptions_that_no_model_has(tmp_path, change):
+    model = create_model("tiny-vit")
+    state_dict = {f"clip.{key}": value for key, value in model.state_dict().items()}
+    torch.save({"state_dict": state_dict, "workbench": description(model.architecture) | change}, tmp_path / "c.ckpt")
+    with pytest.raises(UserError):
+        workbench.load(tmp_path / "c.ckpt")
+    with pytest.raises(UserError):
+        checkpoint_architecture(tmp_path / "c.ckpt")
+
+
+STRANGE = {
+    "repeated in place": lambda value: value[:1, :1].clone().expand(value.shape),
+    "sparse": lambda value: value.to_sparse(),
+    "without values": lambda value: value.to("meta"),
+    "complex": lambda value: value.to(torch.complex64),
+    "integers": lambda value: value.to(torch.int8),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_tensors_that_no_parameter_could_be(tmp_path, kind):
+    state_dict = create_model("tiny-vit").state_dict()
+    state_dict["text_projection"] = STRANGE[kind](state_dict["text_projection"])
+    torch.save(state_dict, tmp_path / "strange.pt")
+    refused(tmp_path / "strange.pt", "text_projection is no tensor that a parameter could be|cannot be read")
+
+
+def test_keys_that_name_no_parameter(tmp_path):
+    torch.save({1: torch.zeros(1)}, tmp_path / "numbered.pt")
+    refused(tmp_path / "numbered.pt", "has the key 1")
+    torch.save({"module." * 3000 + "x": torch.zeros(1)}, tmp_path / "deep.pt")
+    refused(tmp_path / "deep.pt", "no CLIP")
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (3, 3, 64), (0, 64), (51, 64)])
+def test_position_embeddings_of_no_shape(tmp_path, shape):
+    for key in ("positional_embedding", "visual.positional_embedding"):
+        state_dict = create_model("tiny-vit").state_dict()
+        state_dict[key] = torch.zeros(shape)
+        torch.save(state_dict, tmp_path / "positions.pt")
+        if key == "positional_embedding" and shape == (51, 64):
+            continue  # a shorter context
+        with pytest.raises(UserError):
+            workbench.create_model(
+                "tiny-vit", weights=tmp_path / "positions.pt", activation="gelu", interpolate_positions=True
+            )
+
+
+@pytest.mark.parametrize("source", ["", "x" * 5000, "openai"])
+def test_names_of_nothing(source):
+    with pytest.raises(UserError):
+        workbench.load(source)
+
+
 def test_an_empty_folder(tmp_path):
     (tmp_path / "model").mkdir()
     refused(tmp_path / "model", "has no configuration .*no files")
@@ -131,7 +249,7 @@ def test_an_empty_folder(tmp_path):
 
 def test_a_folder_with_a_configuration_alone(tmp_path):
     (tmp_path / "open_clip_config.json").write_text("{}")
-    refused(tmp_path, "open_clip_config.json but none of open_clip_model.safetensors")
+    refused(tmp_path, "open_clip_config.json, but none of open_clip_model.safetensors")
 
 
 def test_a_configuration_that_is_no_json(tmp_path, safe):

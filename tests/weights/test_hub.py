@@ -52,6 +52,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def refuse(self, code):
         self.send_response(404)
         self.send_header("X-Error-Code", code)
+        if code == "EntryNotFound":
+            self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
@@ -126,6 +128,28 @@ def test_a_model_of_hugging_faces_at_a_revision(hub, tmp_path):
     assert (code, said) == (0, expected(model, "Hugging Face's", revision=OLD))
 
 
+def huggings(model):
+    return {
+        "config.json": json.dumps(huggingface.write_config(model.architecture)).encode(),
+        "model.safetensors": save(huggingface.from_openai_keys(model.state_dict())),
+    }
+
+
+def test_what_was_fetched_of_hugging_faces_is_there_without_a_network(hub, tmp_path):
+    model = create_model("tiny-vit")
+    hub.models["org/name"] = huggings(model)
+    for offline in (False, True):
+        said = fetch(hub, tmp_path, "hf-hub:org/name", offline=offline)
+        assert said[:2] == (0, expected(model, "Hugging Face's")), said
+
+
+def test_a_model_with_openclips_pickle_and_hugging_faces_safetensors(hub, tmp_path):
+    model, files = openclips()
+    del files["open_clip_model.safetensors"]
+    hub.models["org/name"] = files | huggings(model) | {"open_clip_pytorch_model.bin": b"never asked for"}
+    assert fetch(hub, tmp_path, "hf-hub:org/name")[:2] == (0, expected(model, "Hugging Face's"))
+
+
 def test_pickles_are_taken_on_request_alone(hub, tmp_path):
     model, files = openclips()
     torch.save(model.state_dict(), tmp_path / "m.bin")
@@ -144,11 +168,15 @@ def test_pickles_are_taken_on_request_alone(hub, tmp_path):
         ("hf-hub:org/other", "neither open_clip_config.json nor config.json"),
         ("hf-hub:org/name@nowhere", "no revision 'nowhere'"),
         ("hf-hub:name", "not of the form hf-hub:org/name"),
+        ("hf-hub:../x", "not"),
+        ("hf-hub:a--b/c", "a--b/c"),
+        ("hf-hub:org/broken", "no readable JSON"),
         ("hf-hub:org/siglip", "'siglip', not of a CLIPModel"),
     ],
 )
 def test_what_cannot_be_had(hub, tmp_path, reference, said):
     hub.models |= {"org/name": openclips()[1], "org/other": {"README.md": b""}}
+    hub.models["org/broken"] = {"config.json": b"{"}
     hub.models["org/siglip"] = {
         "config.json": b'{"model_type": "siglip"}',
         "model.safetensors": save(openclips()[0].state_dict()),

@@ -55,6 +55,50 @@ def test_the_files_own_preparation_of_pictures(tmp_path):
     assert (described.mean, described.interpolation) == ((0.1, 0.2, 0.3), "bilinear")
 
 
+def test_what_transformers_5_writes_in_place_of_the_preprocessor(tmp_path):
+    path, _ = folder(tmp_path / "model")
+    about = json.loads((path / "preprocessor_config.json").read_text())
+    (path / "preprocessor_config.json").unlink()
+    about |= {"image_mean": [0.1, 0.2, 0.3], "resample": 2}
+    (path / "processor_config.json").write_text(
+        json.dumps({"image_processor": about, "processor_class": "CLIPProcessor"})
+    )
+    described = workbench.load(path, device="cpu")[0].architecture
+    assert (described.mean, described.interpolation) == ((0.1, 0.2, 0.3), "bilinear")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": {"height": 48, "width": 48}},
+        {"size": {"shortest_edge": 64}},
+        {"do_center_crop": False},
+        {"do_resize": False},
+        {"rescale_factor": 1 / 127.5},
+    ],
+)
+def test_pictures_that_are_prepared_otherwise_are_refused(tmp_path, change):
+    path, _ = folder(tmp_path / "model")
+    about = json.loads((path / "preprocessor_config.json").read_text()) | change
+    (path / "preprocessor_config.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match="Pictures are prepared in a way that this package does not have"):
+        workbench.load(path)
+
+
+def test_sharded_weights_are_named(tmp_path):
+    path, peer = folder(tmp_path / "model")
+    (path / "model.safetensors").unlink()
+    peer.save_pretrained(path, max_shard_size="5MB")
+    with pytest.raises(UserError, match="sharded: save them again with a larger max_shard_size"):
+        workbench.load(path)
+
+
+def test_a_folder_with_both_configurations_is_of_the_weights_that_are_there(tmp_path):
+    path, _ = folder(tmp_path / "model")
+    (path / "open_clip_config.json").write_text("{}")
+    assert workbench.load(path, device="cpu")[0].architecture.vision.heads == 4
+
+
 def test_keys_there_and_back_bit_for_bit():
     model = create_model("tiny-vit")
     theirs = huggingface.from_openai_keys(model.state_dict())
@@ -87,6 +131,10 @@ def test_a_configuration_of_2021_means_what_it_says_twice():
         "x",
     )
     assert found.text.width == 64 and found.vision.heads == 4
+    twice = {"text_config": {"hidden_act": "gelu"}, "text_config_dict": {"hidden_size": 512}}
+    theirs = transformers.CLIPConfig(**twice).text_config.hidden_act
+    assert theirs == "quick_gelu", "what the second leaves out has its default, whatever the first says"
+    assert huggingface.read_config({"model_type": "clip", **twice}, None, "x").activation == theirs
     assert huggingface.read_config({"model_type": "clip"}, None, "x") == ARCHITECTURES["ViT-B/32"]
 
 

@@ -115,6 +115,24 @@ def test_a_training_checkpoint(tmp_path, name, activation):
     assert_same_logits(model, other)
 
 
+def test_a_checkpoint_of_somebody_elses_trainer_hides_its_activation(tmp_path):
+    torch.save({"epoch": 1, "loss": 0.3, "state_dict": peer(VIT).state_dict()}, tmp_path / "mine.pt")
+    with pytest.raises(UserError, match="does not say which activation"):
+        workbench.load(tmp_path / "mine.pt")
+
+
+def test_how_pictures_are_resized_is_the_weights(tmp_path):
+    path = folder(tmp_path / "model", VIT, peer(VIT).state_dict(), {"interpolation": "bilinear"})
+    assert workbench.create_model("tiny-vit", weights=path).architecture.interpolation == "bilinear"
+    with pytest.raises(UserError, match="resized by bilinear; the model is for .*bicubic"):
+        workbench.create_model("tiny-vit", weights=path, interpolation="bicubic")
+
+
+def test_a_bias_is_the_weights_under_any_name(tmp_path):
+    path = folder(tmp_path / "model", KINDS["sigmoid"], peer(KINDS["sigmoid"]).state_dict())
+    assert workbench.create_model("tiny-vit", weights=path).logit_bias is not None
+
+
 def test_published_configurations_of_openais_architectures():
     for name in OPENAI_ARCHITECTURES:
         theirs = name.replace("/", "-").replace("@336px", "-336") + "-quickgelu"

@@ -7,7 +7,9 @@ import shutil
 import tempfile
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
+
+from safetensors import SafetensorError
 
 from workbench.errors import UserError
 from workbench.export.comparison import largest_differences
@@ -42,6 +44,8 @@ def export(
         precision: fp16 stores convolutions, linear maps and attention in half precision, by OpenAI's rule.
         tolerance: largest difference allowed, relative to the largest value; above it nothing is written.
     """
+    if not Path(checkpoint).is_file():
+        raise UserError(f"There is no checkpoint {checkpoint}; a run keeps its own in <run folder>/checkpoints/.")
     return convert(checkpoint, to, output, precision=precision, tolerance=tolerance)
 
 
@@ -73,18 +77,24 @@ def convert(
     weights = read_weights(named(source, architecture))
     model = create_model(architecture_for(weights, architecture, activation=activation)).eval()
     put_weights(model, weights)
+    _refuse_small_disk(folder, model)
     # On the same disk, so that taking the name is one step.
-    folder.parent.mkdir(parents=True, exist_ok=True)
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}).") from error
     try:
-        how = _written(writer, model, beside, precision, tolerance)
+        how = _written(writer, model, beside, precision, tolerance, weights.provenance(source))
         beside.chmod(0o755)  # mkdtemp's is for nobody else
         os.replace(beside, folder)  # noqa: PTH105 - Path.replace is the same call
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror or error}); nothing is left of it.") from error
+    except UserError:
+        raise
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if type(error) is RuntimeError and "inline_container" not in str(error):  # torch.save's full disk
+            raise
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"{folder} cannot be written ({reason}); nothing is left of it.") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     print(f"Written to {folder}:")
@@ -94,10 +104,12 @@ def convert(
     return 0
 
 
-def _written(writer: ModuleType, model: CLIP, folder: Path, precision: str, tolerance: float) -> str:
+def _written(
+    writer: ModuleType, model: CLIP, folder: Path, precision: str, tolerance: float, origin: dict[str, Any]
+) -> str:
     half = precision == "fp16"
     expected = rounded_to_half(model) if half or getattr(writer, "HALF_ALWAYS", False) else model
-    how = writer.write(to_half(model) if half else model, folder)
+    how = writer.write(to_half(model) if half else model, folder, origin)
     other = writer.reload(folder)
     differences = largest_differences(expected, other)
     said = ", ".join(f"{what} {value:.1e}" for what, value in differences.items())
@@ -110,6 +122,17 @@ def _written(writer: ModuleType, model: CLIP, folder: Path, precision: str, tole
             f"--tolerance {tolerance:.0e}; nothing is written."
         )
     return how
+
+
+def _refuse_small_disk(folder: Path, model: CLIP) -> None:
+    """Say so before: some writers abort the process on a full disk."""
+    needed = 10_000_000 + sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    there = next((parent for parent in folder.absolute().parents if parent.is_dir()), Path("/"))
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise UserError(
+            f"{folder} needs {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free there; nothing is written."
+        )
 
 
 def _writer(to: str) -> ModuleType:

@@ -5,14 +5,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
-from workbench.models import CLIP
+from workbench.errors import UserError
+from workbench.models import CLIP, Architecture
+from workbench.preprocessing import Preprocessing, preprocess
 from workbench.tokenizer import tokenize
 
 _PICTURES = 3
+_LEVELS = 2.5
 _TEXTS = (
     "a photo of a cat",
     "two dogs and 17 red balloons, seen from above!",
@@ -49,6 +54,7 @@ def largest_differences(model: CLIP, other: Encoders) -> dict[str, float]:
     size = model.architecture.image_size
     images = torch.randn(_PICTURES, 3, size, size, generator=torch.Generator().manual_seed(0))
     tokens = tokenize(_TEXTS, model.architecture.context_length, truncate=True).long()
+    tokens = tokens.clamp(max=model.architecture.vocab_size - 1)  # an end is the largest id of any vocabulary
     model = model.eval()
     found = {
         "image features": _difference(other.encode_image(images), model.encode_image(images)),
@@ -58,6 +64,20 @@ def largest_differences(model: CLIP, other: Encoders) -> dict[str, float]:
     if other.logits is not None:
         found["logits"] = _difference(other.logits(images, tokens), model(images, tokens)[0])
     return found
+
+
+def refuse_other_pictures(described: Architecture, transform: Callable[[Image.Image], Tensor], library: str) -> None:
+    """Compare how another library prepares a picture with how it should be.
+
+    Raises:
+        UserError: by more than two of 255 levels, which resizing by torchvision is away from resizing by Pillow.
+    """
+    noise = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise).resize((400, 300))  # smooth, as pictures are
+    levels = torch.tensor(described.std)[:, None, None] * 255
+    found, expected = transform(picture), preprocess(Preprocessing.of(described))(picture)
+    if found.shape != expected.shape or float(((found - expected) * levels).abs().max()) > _LEVELS:
+        raise UserError(f"{library} would prepare other pictures than ours from what was exported; nothing is written.")
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:

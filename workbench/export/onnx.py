@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from workbench.export.programs import logits, programs, write_about
 from workbench.models import CLIP
 
 
-def write(model: CLIP, folder: Path) -> str:
+def write(model: CLIP, folder: Path, origin: dict[str, Any]) -> str:
     """Write both programs and `clip.json`; return how to load them."""
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     for name, program in programs(model):
@@ -27,7 +28,7 @@ def write(model: CLIP, folder: Path) -> str:
                     "newer releases can (2.6 has no ResNets)."
                 ) from error
         _call_the_first_axis_batch(path)
-    write_about(model, folder)
+    write_about(model, folder, origin)
     return 'onnxruntime.InferenceSession("FOLDER/image.onnx").run(None, {"image": pictures})'
 
 

@@ -1,19 +1,20 @@
 """OpenAI's format: a state dict that `clip.load(path)` takes (openai/CLIP @ d05afc4), read again by open_clip."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from workbench.errors import UserError
 from workbench.export.comparison import Encoders, quietly
 from workbench.models import CLIP
-from workbench.models.architectures import TimmConfig
+from workbench.models.architectures import OPENAI_MEAN, OPENAI_STD, TimmConfig
 
 HALF_ALWAYS = True
 """Their loaders round the weights to half precision, whatever is in the file."""
 
 
-def write(model: CLIP, folder: Path) -> str:
+def write(model: CLIP, folder: Path, origin: dict[str, Any]) -> str:
     """Write `<name>.pt`; return how to load it.
 
     Raises:
@@ -24,6 +25,11 @@ def write(model: CLIP, folder: Path) -> str:
         raise UserError(
             f"OpenAI's code has ViTs and modified ResNets with quick_gelu and without logit_bias; this is "
             f"{described.name} with {described.activation}. Export it to open_clip, onnx or safetensors."
+        )
+    if (described.mean, described.std, described.interpolation) != (OPENAI_MEAN, OPENAI_STD, "bicubic"):
+        raise UserError(
+            "OpenAI's code normalises pictures with its own mean and std and resizes them bicubically; this model "
+            f"wants {described.mean}, {described.std} and {described.interpolation}. Export it to open_clip."
         )
     if described.vision.heads != described.vision.width * (1 if hasattr(described.vision, "patch_size") else 32) // 64:
         raise UserError("OpenAI's code has heads of 64 channels; this model has others. Export it to open_clip.")

@@ -46,12 +46,13 @@ def programs(model: CLIP) -> Iterator[tuple[str, torch.export.ExportedProgram]]:
             yield name, torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
 
 
-def write_about(model: CLIP, folder: Path) -> None:
-    """Write what a user of the programs must know: sizes, mean, std, the temperature."""
+def write_about(model: CLIP, folder: Path, origin: dict[str, Any]) -> None:
+    """Write what a user of the programs must know: sizes, mean, std, the temperature, and where they come from."""
     bias = 0.0 if model.logit_bias is None else float(model.logit_bias)
     about = description(model.architecture) | {
         "logit_scale": float(model.logit_scale.detach().exp()),
         "logit_bias": bias,
+        "weights_source": origin,
         "inputs": {
             "image": "float32 [batch, 3, image_size, image_size], (pixel / 255 - mean) / std",
             "text": "int64 [batch, context_length], token ids, 0 behind the end",

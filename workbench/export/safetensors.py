@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 
@@ -10,9 +11,9 @@ from workbench.models import CLIP, create_model
 from workbench.weights import description, put_weights, read_weights
 
 
-def write(model: CLIP, folder: Path) -> str:
+def write(model: CLIP, folder: Path, origin: dict[str, Any]) -> str:
     """Write `model.safetensors`; return how to load it."""
-    about = json.dumps(description(model.architecture))
+    about = json.dumps(description(model.architecture) | {"weights_source": origin})
     tensors = {key: value.detach().contiguous() for key, value in model.state_dict().items()}
     save_file(tensors, folder / "model.safetensors", {"workbench": about})
     return 'workbench.load("FOLDER/model.safetensors")'

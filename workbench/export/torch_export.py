@@ -1,6 +1,7 @@
 """`torch.export` programs: `image.pt2` and `text.pt2`, for torch alone, AOTInductor or ExecuTorch."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -9,12 +10,12 @@ from workbench.export.programs import logits, programs, write_about
 from workbench.models import CLIP
 
 
-def write(model: CLIP, folder: Path) -> str:
+def write(model: CLIP, folder: Path, origin: dict[str, Any]) -> str:
     """Write both programs and `clip.json`; return how to load them."""
     for name, program in programs(model):
         with quietly():
             torch.export.save(program, folder / f"{name}.pt2")
-    write_about(model, folder)
+    write_about(model, folder, origin)
     return 'torch.export.load("FOLDER/image.pt2").module()'
 
 

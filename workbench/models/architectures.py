@@ -10,6 +10,10 @@ from workbench.errors import UserError
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos")
+"""Of resizing pictures, by the names of torchvision's `InterpolationMode`."""
+_LARGEST = {"image_size": 4096, "context_length": 1 << 16, "vocab_size": 1 << 22, "layers": 1000}
+_LARGEST_SIZE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -81,15 +85,7 @@ class Architecture:
                 f"fields are {', '.join(self.__dataclass_fields__)}."
             )
         changed = replace(self, **changes)
-        if changed.activation not in ("quick_gelu", "gelu"):
-            raise UserError(f"activation {changed.activation!r} is unknown; choose quick_gelu or gelu.")
-        sizes = {key: getattr(changed, key) for key in ("embed_dim", "image_size", "context_length", "vocab_size")}
-        for part in (changed.vision, changed.text):
-            sizes |= {key: value for key, value in vars(part).items() if key != "name"}
-        for key, value in sizes.items():
-            for size in value if isinstance(value, tuple) else (value,):
-                if not isinstance(size, int) or size < 1:
-                    raise UserError(f"{key} is {value!r}; it must be a whole number above 0.")
+        changed._refuse_nonsense()
         step = {ViTConfig: lambda v: v.patch_size, ResNetConfig: lambda v: 32, TimmConfig: lambda v: 1}
         multiple = step[type(changed.vision)](changed.vision)
         if changed.image_size < multiple or changed.image_size % multiple:
@@ -99,6 +95,60 @@ class Architecture:
                 f"for example {near}."
             )
         return changed
+
+    def _refuse_nonsense(self) -> None:
+        """Raise a UserError for values that no model can have; descriptions come from files, too."""
+        if self.activation not in ("quick_gelu", "gelu"):
+            raise UserError(f"activation {self.activation!r} is unknown; choose quick_gelu or gelu.")
+        if not isinstance(self.name, str) or not isinstance(self.logit_bias, bool):
+            raise UserError("The architecture's name must be text, and its logit_bias true or false.")
+        vision, text = self.vision, self.text
+        sizes = {key: getattr(self, key) for key in ("embed_dim", "image_size", "context_length", "vocab_size")}
+        if isinstance(vision, TimmConfig):
+            _refuse_unknown_backbone(vision.name)
+        elif isinstance(vision, ResNetConfig):
+            if not isinstance(vision.layers, tuple) or len(vision.layers) != 4:
+                raise UserError(f"layers of a ResNet are {vision.layers!r}; it has four stages.")
+            sizes |= {f"layers of stage {stage}": layers for stage, layers in enumerate(vision.layers, 1)}
+            sizes |= {"width": vision.width, "heads": vision.heads}
+        else:
+            sizes |= vars(vision)
+        for name, found in (*sizes.items(), *((f"text {key}", value) for key, value in vars(text).items())):
+            largest = _LARGEST.get(name.split()[-1], _LARGEST_SIZE)
+            if type(found) is not int or not 1 <= found <= largest:
+                raise UserError(f"{name} is {found!r}; it must be a whole number from 1 to {largest}.")
+        channels = (
+            {}
+            if isinstance(vision, TimmConfig)
+            else {"image": vision.width * (32 if isinstance(vision, ResNetConfig) else 1)}
+        )
+        for tower, width in (channels | {"text": text.width}).items():
+            heads = (vision if tower == "image" else text).heads
+            if width % heads:
+                raise UserError(f"The {tower} tower's {width} channels cannot be shared by {heads} heads.")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if not isinstance(values, tuple) or len(values) != 3 or not all(map(_is_share, values)):
+                raise UserError(f"{name} is {values!r}; it must be three numbers between -10 and 10.")
+        if min(self.std) <= 0:
+            raise UserError(f"std is {self.std!r}; it must be above 0.")
+        if self.interpolation not in INTERPOLATIONS:
+            raise UserError(f"Interpolation {self.interpolation!r} is unknown; there are {', '.join(INTERPOLATIONS)}.")
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -10 < value < 10
+
+
+def _refuse_unknown_backbone(name: object) -> None:
+    """Raise a UserError for anything but a name of timm's list: timm would fetch `hf-hub:...` from a file's word."""
+    import timm  # half a second, and most models need it not
+
+    if not isinstance(name, str) or not timm.is_model(name):
+        near = difflib.get_close_matches(str(name).split(".")[0], timm.list_models(), n=3)
+        raise UserError(
+            f"timm has no backbone {name!r}{'; near names: ' + ', '.join(near) if near else ''}. "
+            "timm.list_models() lists them all."
+        )
 
 
 _SMALL, _BASE, _MIDDLE, _LARGE = (TextConfig(width, width // 64, 12) for width in (512, 640, 768, 1024))
@@ -158,12 +208,7 @@ def _timm_architecture(name: str) -> Architecture:
     import timm  # half a second, and most models need it not
 
     backbone = name.removeprefix("timm/")
-    if not timm.is_model(backbone):
-        near = difflib.get_close_matches(backbone.split(".")[0], timm.list_models(), n=3)
-        raise UserError(
-            f"timm has no backbone {backbone!r}{'; near names: ' + ', '.join(near) if near else ''}. "
-            "timm.list_models() lists them all."
-        )
+    _refuse_unknown_backbone(backbone)
     cfg = timm.get_pretrained_cfg(backbone)
     return Architecture(
         name,

@@ -40,6 +40,8 @@ class CLIP(TextTransformer):
         )
         self.architecture = architecture
         self.visual = _image_tower(architecture)
+        # Where OpenAI's examples look for them.
+        self.vocab_size, self.visual.input_resolution = architecture.vocab_size, architecture.image_size
         self.logit_scale = nn.Parameter(torch.empty(()))
         self.register_buffer("logit_bias", torch.zeros(()) if architecture.logit_bias else None)
 

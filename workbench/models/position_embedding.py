@@ -59,8 +59,15 @@ def different(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, tupl
     return {
         key: (len(state_dict[key]), len(wanted[key]))
         for key in (*IMAGE_POSITIONS, TEXT_POSITIONS)
-        if key in state_dict and key in wanted and len(state_dict[key]) != len(wanted[key])
+        if key in state_dict and key in wanted and _resizable(key, state_dict[key], wanted[key])
     }
+
+
+def _resizable(key: str, given: Tensor, wanted: Tensor) -> bool:
+    """Tell whether only the number of rows differs, and is one that can be resampled."""
+    if given.dim() != 2 or given.shape[1:] != wanted.shape[1:] or len(given) == len(wanted) or len(given) < 2:
+        return False
+    return key == TEXT_POSITIONS or math.isqrt(len(given) - 1) ** 2 == len(given) - 1
 
 
 def fit(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, tuple[int, int]]:

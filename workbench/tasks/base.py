@@ -13,6 +13,10 @@ from workbench.models import CLIP, Architecture, architecture, compile_blocks, c
 from workbench.weights import Weights
 
 DEFAULT_ARCHITECTURE = "ViT-B/32"
+NO_RUN = (
+    "The file given as --ckpt_path is not a checkpoint of a workbench run; to start from other weights use "
+    "--model.init_args.weights."
+)
 _IDENTITY = (
     *("architecture", "activation", "embed_dim", "image_size", "context_length", "tokenizer"),
     *("vision", "text", "mean", "std", "interpolation", "logit_bias"),
@@ -77,10 +81,12 @@ class Task(L.LightningModule):
             name = hparams.architecture
             asked = {key: hparams[key] for key in ("image_size", "context_length", "activation")}
             asked = {key: value for key, value in asked.items() if value is not None}
-            theirs = None if ckpt_path is None else weights.checkpoint_architecture(ckpt_path)
-            if theirs is not None:
+            if ckpt_path is not None:
+                theirs = weights.checkpoint_architecture(ckpt_path)
+                if theirs is None:
+                    raise UserError(NO_RUN)
                 self._described = weights.under_demands(theirs, name, **asked)
-            elif ckpt_path is None and hparams.weights is not None:
+            elif hparams.weights is not None:
                 self._weights = weights.read_weights(weights.named(hparams.weights, name))
                 self._described = weights.architecture_for(self._weights, name, **asked)
             else:
@@ -99,12 +105,11 @@ class Task(L.LightningModule):
             patch_dropout=hparams.patch_dropout,
             gradient_checkpointing=hparams.gradient_checkpointing,
         )
+        self._refuse_other_data()
         if self._weights is not None:
             started, self._weights = self._weights, None
             resampled = weights.put_weights(self.clip, started, hparams.interpolate_positions)
-            self.weights_source = started.provenance(hparams.weights) | {
-                "interpolated": {key: list(both) for key, both in resampled.items()}
-            }
+            self.weights_source = started.provenance(hparams.weights, resampled)
             said = "".join(f"; {key} resampled from {old} to {new}" for key, (old, new) in resampled.items())
             rank_zero_info(f"Started from weights {hparams.weights}: {started.source}{said}.")
         mesh = self.device_mesh
@@ -112,6 +117,18 @@ class Task(L.LightningModule):
             self._shard(mesh)
         if hparams.compile:
             compile_blocks(self.clip)
+
+    def _refuse_other_data(self) -> None:
+        """Refuse data that are prepared for another model; the command line makes them follow."""
+        data = None if self._trainer is None else getattr(self.trainer, "datamodule", None)
+        ours = self.clip.architecture
+        for setting in ("image_size", "interpolation", "context_length"):
+            found = getattr(data, setting, getattr(ours, setting))
+            if found != getattr(ours, setting):
+                raise UserError(
+                    f"The data's {setting} is {found}, and the model's {getattr(ours, setting)}: call "
+                    "data.follow(task.described()) before the Trainer does anything with them."
+                )
 
     def _shard(self, mesh: Any) -> None:
         """Shard parameters over processes (FSDP2), block by block; encode_* are entry points beside forward."""
@@ -157,11 +174,8 @@ class Task(L.LightningModule):
             UserError: the checkpoint is not ours, or its model differs from the configured one.
         """
         theirs = checkpoint.get("workbench")
-        if theirs is None:
-            raise UserError(
-                "The file given as --ckpt_path is not a checkpoint of a workbench run; to start from other "
-                "weights use --model.init_args.weights."
-            )
+        if not isinstance(theirs, dict):
+            raise UserError(NO_RUN)
         self.configure_model()
         ours = self.metadata()
         different = [key for key in _IDENTITY if theirs.get(key, ours[key]) != ours[key]]

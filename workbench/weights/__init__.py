@@ -5,7 +5,6 @@ from workbench.weights.infer_architecture import infer_architecture
 from workbench.weights.loading import (
     architecture_for,
     checkpoint_architecture,
-    load_weights,
     named,
     put_weights,
     under_demands,
@@ -19,7 +18,6 @@ __all__ = [
     "described_architecture",
     "description",
     "infer_architecture",
-    "load_weights",
     "named",
     "put_weights",
     "read_weights",

@@ -45,12 +45,12 @@ def described_architecture(about: dict[str, Any]) -> Architecture | None:
         raise UserError(f"The weights' description makes no sense: it is a {type(about).__name__}.")
     if about.get("tokenizer") not in (None, content_hash()):
         raise UserError("The weights were trained with another vocabulary than this tokenizer's.")
-    if not isinstance(about.get("architecture"), str) or "activation" not in about:
+    if "architecture" not in about or "activation" not in about:
         return None
     try:
         known = {key: _tupled(key, about[key]) for key in _PLAIN if key in about}
         if "vision" not in about:
-            return architecture(about["architecture"]).changed(**known)
+            return architecture(str(about["architecture"])).changed(**known)
         vision = {key: _tupled(key, value) for key, value in about["vision"].items() if key != "kind"}
         tower = _TOWERS[about["vision"]["kind"]](**vision)
         return Architecture(about["architecture"], vision=tower, text=TextConfig(**about["text"]), **known).changed()

@@ -1,6 +1,7 @@
 """Read a file of tensors, without running anything in it, and say what it is when it holds none."""
 
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,11 @@ def read_checkpoint(path: Path, lazily: bool = False) -> Any:
                 raise ValueError(f"{damaged} does not have its checksum")
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        if asked:
+            raise UserError(
+                f"{path} asks to load {asked[1]}, which no weights need; it is refused, and nothing in it was run."
+            ) from error
         first = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
         raise UserError(
             f"{path} cannot be read as a checkpoint ({first[:120]}): it is damaged, cut short, or something else."
@@ -53,8 +59,8 @@ def is_safetensors(path: Path) -> bool:
     return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors of a safetensors file, and the JSON of its entry `workbench`, if it has one.
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+    """Return the tensors of a safetensors file, and the JSON of its entry `workbench`; None if it has none.
 
     Raises:
         UserError: it is damaged, cut short, or its header claims what is not there.
@@ -62,14 +68,45 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     refuse_no_weights(path)
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("workbench", "{}"))
+            text = (file.metadata() or {}).get("workbench")
+            about = None if text is None else json.loads(text)
             return {key: file.get_tensor(key) for key in file.keys()}, about  # noqa: SIM118 - no mapping
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError, RecursionError) as error:
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{path} cannot be read as safetensors ({first[:120]}): its header does not fit its content; it is damaged "
             "or cut short. Fetch it again."
         ) from error
+
+
+def refuse_strange_tensors(state_dict: dict[str, Any], path: Path) -> None:
+    """Refuse tensors that no weights are: some claim more numbers than their bytes, others cannot be copied.
+
+    Raises:
+        UserError: a key is no text, or a tensor is repeated in place, sparse, without values, or of no number's type.
+    """
+    for key, value in state_dict.items():
+        if not isinstance(key, str):
+            raise UserError(f"{path} has the key {key!r}, which names no parameter.")
+        plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+        number = value.is_floating_point() or (value.dtype == torch.int64 and value.numel() <= 1)
+        if not plain or not number or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise UserError(f"{path}: its {key} is no tensor that a parameter could be ({value.dtype}); it is refused.")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object of a JSON file.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no readable JSON ({str(error)[:120]}).") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is no configuration: it holds a {type(found).__name__}.")
+    return found
 
 
 def refuse_no_weights(path: Path) -> None:

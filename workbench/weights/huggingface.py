@@ -16,6 +16,8 @@ from workbench.weights.infer_architecture import under_its_name
 
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
+PROCESSOR = "processor_config.json"
+"""What transformers 5 writes in its place."""
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """What their repositories call the weights, the best first."""
 
@@ -127,13 +129,17 @@ def read_config(config: Mapping[str, Any], preprocessor: Mapping[str, Any] | Non
             f"{where} is of a {config.get('model_type', 'model that it does not name')!r}, not of a CLIPModel ('clip')."
         )
     try:
-        # Configurations of 2021 have the same twice, and mean the second.
-        text = {**_TEXT, **(config.get("text_config") or {}), **(config.get("text_config_dict") or {})}
-        vision = {**_VISION, **(config.get("vision_config") or {}), **(config.get("vision_config_dict") or {})}
+        text, vision = _of_tower(config, "text_config", _TEXT), _of_tower(config, "vision_config", _VISION)
         described = _architecture(config, text, vision, where)
         return under_its_name(_with_pictures(described, preprocessor or {}))
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError) as error:
         raise UserError(f"{where} is no complete configuration of a CLIPModel ({error!r}).") from error
+
+
+def _of_tower(config: Mapping[str, Any], name: str, defaults: dict[str, Any]) -> dict[str, Any]:
+    """Return a tower's settings. Configurations of 2021 have them twice, and mean the second, defaults included."""
+    second = config.get(f"{name}_dict")
+    return {**(config.get(name) or {}), **defaults, **second} if second else {**defaults, **(config.get(name) or {})}
 
 
 def _architecture(config: Mapping[str, Any], text: dict, vision: dict, where: str) -> Architecture:
@@ -163,6 +169,8 @@ def _architecture(config: Mapping[str, Any], text: dict, vision: dict, where: st
 
 
 def _with_pictures(described: Architecture, preprocessor: Mapping[str, Any]) -> Architecture:
+    preprocessor = preprocessor.get("image_processor", preprocessor)
+    _refuse_other_pictures(described, preprocessor)
     said: dict[str, Any] = {}
     if preprocessor.get("do_normalize", True):
         for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
@@ -173,6 +181,22 @@ def _with_pictures(described: Architecture, preprocessor: Mapping[str, Any]) -> 
     if "resample" in preprocessor:
         said["interpolation"] = _RESAMPLING[preprocessor["resample"]]
     return described.changed(**said)
+
+
+def _refuse_other_pictures(described: Architecture, preprocessor: Mapping[str, Any]) -> None:
+    """Refuse pictures that are prepared otherwise than by resizing the shorter side and cutting out the centre."""
+    size = preprocessor.get("size", described.image_size)
+    shortest = size.get("shortest_edge") if isinstance(size, Mapping) else size
+    plain = all(preprocessor.get(key, True) for key in ("do_resize", "do_center_crop", "do_rescale"))
+    if (
+        not plain
+        or shortest != described.image_size
+        or abs(preprocessor.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-4
+    ):
+        raise UserError(
+            f"Pictures are prepared in a way that this package does not have (size {size!r}, or without a resize, "
+            "centre crop or rescaling by 1/255): its own is the shorter side to image_size, and the centre."
+        )
 
 
 def write_config(described: Architecture) -> dict[str, Any]:

@@ -11,13 +11,14 @@ from workbench.models import ARCHITECTURES, Architecture
 from workbench.models.architectures import ResNetConfig, TextConfig, ViTConfig
 
 _HEAD_WIDTH = 64
+_OTHER_HEAD_WIDTHS = {1280: 80}  # the image tower of OpenCLIP's ViT-H
 
 
 def infer_architecture(state_dict: dict[str, Tensor], activation: str) -> Architecture:
     """Return the architecture whose shapes these are, under its own name if it is a known one.
 
-    Shapes do not show the number of heads: known architectures bring theirs, others have heads of 64 as all of
-    OpenAI's. Nor do they show the activation.
+    Shapes do not show the number of heads: known architectures bring theirs, OpenCLIP's ViT-H has heads of 80, others
+    have heads of 64, as all of OpenAI's and nearly all of OpenCLIP's. Nor do they show the activation.
 
     Args:
         state_dict: of a model with a ViT or a modified ResNet.
@@ -28,8 +29,10 @@ def infer_architecture(state_dict: dict[str, Tensor], activation: str) -> Archit
     """
     try:
         found = _from_shapes(state_dict, activation)
-    except (KeyError, IndexError, ZeroDivisionError) as error:
+    except KeyError as error:
         raise UserError(f"These are not the weights of a CLIP with OpenAI's keys: {error} is missing.") from error
+    except (IndexError, ValueError, TypeError, ArithmeticError) as error:
+        raise UserError("These are not the weights of a CLIP: a tensor has another number of dimensions.") from error
     for known in _of_that_size_first(found):
         same = _with_settings_of(known, found)
         if _without_heads(same) == _without_heads(found):
@@ -62,7 +65,8 @@ def _from_shapes(state_dict: dict[str, Tensor], activation: str) -> Architecture
         positions, width = state_dict["visual.positional_embedding"].shape
         patch = stem.shape[-1]
         layers = _count(state_dict, r"visual\.transformer\.resblocks\.(\d+)\.")
-        vision, step = ViTConfig(patch, width, layers, max(1, width // _HEAD_WIDTH)), patch
+        heads = max(1, width // _OTHER_HEAD_WIDTHS.get(width, _HEAD_WIDTH))
+        vision, step = ViTConfig(patch, width, layers, heads), patch
     else:
         positions = state_dict["visual.attnpool.positional_embedding"].shape[0]
         width = state_dict["visual.layer1.0.conv1.weight"].shape[0]

@@ -3,51 +3,22 @@
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from workbench.errors import UserError
-from workbench.models import Architecture, architecture, position_embedding
+from workbench.errors import Notice, UserError
+from workbench.models import CLIP, Architecture, architecture, position_embedding
 from workbench.models.architectures import TimmConfig
 from workbench.weights import zoo
 from workbench.weights.description import described_architecture
 from workbench.weights.files import read_checkpoint
 from workbench.weights.infer_architecture import infer_architecture
-from workbench.weights.reading import Weights, read_weights
+from workbench.weights.reading import Weights, state_dict_of
 
-_SETTINGS = ("activation", "mean", "std", "interpolation", "logit_bias")
+_PICTURES = ("mean", "std", "interpolation")
+_SETTINGS = ("activation", *_PICTURES, "logit_bias")
 """What shapes do not show and names do not fix: taken from the weights."""
-
-
-def load_weights(
-    model: nn.Module, source: str | Path, download_root: str | Path | None = None, interpolate_positions: bool = False
-) -> dict[str, Any]:
-    """Load weights into an initialised `CLIP`; they become fp32 whatever they were stored in.
-
-    Args:
-        model: the model, whose architecture the weights must have.
-        source: `openai` (those of the model's architecture), or see `read_weights`.
-        download_root: see `zoo.find`.
-        interpolate_positions: see `put_weights`.
-
-    Returns:
-        Where they came from: `source`, `kind`, `sha256`, `interpolated` positions.
-
-    Raises:
-        UserError: they cannot be had or read, or do not fit; the message lists what is missing, unexpected, mis-shaped.
-    """
-    weights = read_weights(named(source, model.architecture.name), download_root)
-    if weights.architecture is None and not isinstance(model.architecture.vision, TimmConfig):
-        warnings.warn(
-            f"{weights.path} does not say which activation it was trained with; the model has "
-            f"{model.architecture.activation}. OpenAI's weights want quick_gelu, most of OpenCLIP's gelu, and with the "
-            "wrong one features are silently wrong.",
-            stacklevel=2,
-        )
-    interpolated = put_weights(model, weights, interpolate_positions)
-    return weights.provenance(str(source)) | {"interpolated": {key: list(both) for key, both in interpolated.items()}}
 
 
 def named(source: str | Path, architecture_name: str | None) -> str | Path:
@@ -71,7 +42,10 @@ def checkpoint_architecture(path: str | Path) -> Architecture | None:
     """
     found = read_checkpoint(Path(path), lazily=True)
     about = found.get("workbench") if isinstance(found, dict) else None
-    return described_architecture(about) if isinstance(about, dict) else None
+    described = None if about is None else described_architecture(about)
+    if described is not None and isinstance(found.get("state_dict"), dict):
+        _refuse_unfit(Weights(state_dict_of(found), Path(path), described, "this package's"), described)
+    return described
 
 
 def architecture_for(weights: Weights, name: str | None = None, **changes: object) -> Architecture:
@@ -96,11 +70,15 @@ def architecture_for(weights: Weights, name: str | None = None, **changes: objec
         raise UserError(_unsaid(weights, name))
     if not weights.stated and "activation" not in changes:
         warnings.warn(
-            f"{weights.path} does not say its activation; taken as {theirs.activation}, which is the rule for "
-            f"{weights.source}. If it was fine-tuned from OpenAI's weights, set activation to quick_gelu.",
+            Notice(
+                f"{weights.path} does not say its activation; taken as {theirs.activation}, which is the rule for "
+                f"{weights.source}. If it was fine-tuned from OpenAI's weights, set activation to quick_gelu."
+            ),
             stacklevel=3,
         )
-    return under_demands(theirs, name, **changes)
+    wanted = under_demands(theirs, name, **changes)
+    _refuse_unfit(weights, wanted)
+    return wanted
 
 
 def under_demands(theirs: Architecture, name: str | None, **changes: object) -> Architecture:
@@ -112,6 +90,18 @@ def under_demands(theirs: Architecture, name: str | None, **changes: object) -> 
     return base.changed(**changes)
 
 
+def _refuse_unfit(weights: Weights, described: Architecture) -> None:
+    """Compare shapes before anything of them is made: a file may claim sizes that no memory holds."""
+    if isinstance(described.vision, TimmConfig):
+        return
+    with torch.device("meta"):
+        model = CLIP(described)
+    given = dict(weights.state_dict)
+    for key in position_embedding.different(given, model):
+        given[key] = model.state_dict()[key]
+    _refuse_other_shapes(given, weights, model)
+
+
 def _same_towers(theirs: Architecture, name: str) -> bool:
     ours = architecture(name)
     sizes = {key: getattr(ours, key) for key in ("vision", "text", "embed_dim", "vocab_size")}
@@ -119,10 +109,9 @@ def _same_towers(theirs: Architecture, name: str) -> bool:
 
 
 def _guessed(weights: Weights, activation: str) -> Architecture | None:
-    try:
-        return infer_architecture(weights.state_dict, activation)
-    except UserError:  # a timm tower, whose backbone only a name says
+    if any(key.startswith("visual.trunk.") for key in weights.state_dict):  # of timm; only a name says the backbone
         return None
+    return infer_architecture(weights.state_dict, activation)
 
 
 def _unsaid(weights: Weights, name: str | None) -> str:
@@ -131,8 +120,8 @@ def _unsaid(weights: Weights, name: str | None) -> str:
     return (
         f"{weights.path} does not say which activation it was trained with, and with the wrong one features are "
         f'silently wrong. Say it: activation "quick_gelu" if the weights are OpenAI\'s, "gelu" for most of '
-        f"OpenCLIP's (workbench.create_model({likely!r}, weights=path, activation=...); on the command line "
-        "--model.init_args.activation)."
+        f"OpenCLIP's (workbench.create_model({likely!r}, weights=path, activation=...); in a run "
+        "--model.init_args.activation, of `convert` --activation)."
     )
 
 
@@ -153,13 +142,14 @@ def put_weights(model: nn.Module, weights: Weights, interpolate_positions: bool 
     """
     _refuse_other_settings(weights, model)
     given = dict(weights.state_dict)
+    # What cannot be resampled has another shape, which is said below.
     different = position_embedding.different(given, model)
     if different and not interpolate_positions:
         said = "; ".join(f"{key} has {before} rows for {after}" for key, (before, after) in different.items())
         raise UserError(
             f"The weights in {weights.path} are of another image size or context length: {said}. Ask for resampled "
-            "position embeddings with interpolate_positions (on the command line "
-            "--model.init_args.interpolate_positions true), or leave image_size and context_length to the weights."
+            "position embeddings with interpolate_positions (in a run --model.init_args.interpolate_positions true), "
+            "or leave image_size and context_length to the weights."
         )
     interpolated = position_embedding.fit(given, model)
     _refuse_other_shapes(given, weights, model)
@@ -176,12 +166,13 @@ def _refuse_other_settings(weights: Weights, model: nn.Module) -> None:
     if theirs.activation != ours.activation and weights.stated:
         raise UserError(
             f"{weights.path} was trained with {theirs.activation} and the model has {ours.activation}: its features "
-            "would be silently wrong. Choose the architecture that the weights were trained as."
+            f"would be silently wrong. Leave the activation to the weights, or ask for {theirs.activation}."
         )
-    if (theirs.mean, theirs.std) != (ours.mean, ours.std):
+    if any(getattr(theirs, key) != getattr(ours, key) for key in _PICTURES):
         raise UserError(
-            f"{weights.path} was trained on pictures normalised with mean {theirs.mean} and std {theirs.std}; the "
-            f"model is for {ours.mean} and {ours.std}. Build it for the weights: create_model(..., weights=path)."
+            f"{weights.path} was trained on pictures normalised with mean {theirs.mean} and std {theirs.std}, resized "
+            f"by {theirs.interpolation}; the model is for {ours.mean}, {ours.std} and {ours.interpolation}. Build it "
+            "for the weights: create_model(..., weights=path)."
         )
 
 
@@ -206,9 +197,11 @@ def _refuse_other_shapes(given: dict[str, Tensor], weights: Weights, model: nn.M
         if keys
     ]
     if said:
+        timm = isinstance(model.architecture.vision, TimmConfig)
+        hint = "; position embeddings of timm backbones are not resampled" if timm else ""
         raise UserError(
             f"The weights in {weights.path} are not those of {model.architecture.name}: {'; '.join(said)}. "
-            "Choose the architecture that they belong to."
+            f"Choose the architecture that they belong to{hint}."
         )
     theirs, ours = weights.architecture, model.architecture
     if theirs is not None and (theirs.vision, theirs.text) != (ours.vision, ours.text):

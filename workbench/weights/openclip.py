@@ -60,12 +60,12 @@ def read_config(config: Mapping[str, Any], where: str) -> Architecture:
     Raises:
         UserError: it is incomplete, or has a part that this package's towers lack.
     """
-    model = config.get("model_cfg", config)
     try:
+        model = config.get("model_cfg", config)
         for place, part in (("", model), ("vision_cfg", model["vision_cfg"]), ("text_cfg", model["text_cfg"])):
             _refuse_other_parts(place, part, where)
         return under_its_name(_architecture(model, config.get("preprocess_cfg") or {}, where))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{where} is no complete configuration of OpenCLIP's ({error!r}).") from error
@@ -74,6 +74,8 @@ def read_config(config: Mapping[str, Any], where: str) -> Architecture:
 def _architecture(model: Mapping[str, Any], pictures: Mapping[str, Any], where: str) -> Architecture:
     vision, text = model["vision_cfg"], model["text_cfg"]
     head_width, width, layers = vision.get("head_width", _HEAD_WIDTH), vision["width"], vision["layers"]
+    if width * (32 if isinstance(layers, list) else 1) % head_width:
+        raise UserError(f"{where}: vision_cfg.width {width} is no multiple of head_width {head_width}.")
     if isinstance(layers, list):
         tower: ViTConfig | ResNetConfig = ResNetConfig(tuple(layers), width, width * 32 // head_width)
     else:

@@ -1,7 +1,6 @@
 """Read weights from wherever they live into a state dict with OpenAI's keys, and learn what they were trained as."""
 
 import difflib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,8 +12,16 @@ from workbench.errors import UserError
 from workbench.models import Architecture
 from workbench.weights import family, hub, huggingface, openai_archive, openclip, zoo
 from workbench.weights.description import described_architecture
-from workbench.weights.files import is_safetensors, read_checkpoint, read_safetensors
+from workbench.weights.files import (
+    is_safetensors,
+    read_checkpoint,
+    read_json,
+    read_safetensors,
+    refuse_strange_tensors,
+)
 from workbench.weights.infer_architecture import infer_architecture
+
+_WRAPPERS = ("module.", "_orig_mod.", "clip.", "model.")
 
 
 @dataclass
@@ -37,9 +44,15 @@ class Weights:
     stated: bool = True
     revision: str | None = None
 
-    def provenance(self, asked: str) -> dict[str, Any]:
-        """Return where they come from, as plain values: what was asked for, the file's sha256, the hub's commit."""
+    def provenance(self, asked: str, resampled: Mapping[str, tuple[int, int]] | None = None) -> dict[str, Any]:
+        """Return where they come from, as plain values.
+
+        Args:
+            asked: what was asked for.
+            resampled: what `put_weights` returned.
+        """
         found = {"source": asked, "kind": self.source, "sha256": zoo.sha256(self.path)}
+        found["interpolated"] = {key: list(both) for key, both in (resampled or {}).items()}
         return found | ({"revision": self.revision} if self.revision else {})
 
 
@@ -55,16 +68,21 @@ def read_weights(source: str | Path, download_root: str | Path | None = None) ->
         UserError: no such name or file, or one that cannot be read or is of another family of models.
     """
     text = str(source)
+    if text == "openai":
+        raise UserError("`openai` means the weights of the architecture that is asked for; name it, such as RN50.")
     if text in zoo.ZOO:
         return _of_file(zoo.find(text, download_root))
     if text.startswith(hub.PREFIX):
         folder, revision = hub.fetch(text, download_root)
         return replace(_of_folder(folder), revision=revision)
     path = Path(source).expanduser()
-    if path.is_dir():
-        return _of_folder(path)
-    if path.is_file():
-        return _of_file(path)
+    try:
+        if text and path.is_dir():
+            return _of_folder(path)
+        if text and path.is_file():
+            return _of_file(path)
+    except OSError as error:
+        raise UserError(f"{text[:200]} cannot be read ({error.strerror}).") from error
     lower = {name.lower(): name for name in zoo.ZOO}
     near = [lower[name] for name in difflib.get_close_matches(text.lower(), lower, n=1)]
     raise UserError(
@@ -74,13 +92,16 @@ def read_weights(source: str | Path, download_root: str | Path | None = None) ->
 
 
 def _of_folder(folder: Path) -> Weights:
-    for module in (openclip, huggingface):
-        if (folder / module.CONFIG).is_file():
-            path = next((folder / name for name in module.WEIGHTS if (folder / name).is_file()), None)
-            if path is None:
-                raise UserError(f"{folder} has a {module.CONFIG} but none of {', '.join(module.WEIGHTS)}.")
-            return _of_file(path)
     there = sorted(path.name for path in folder.iterdir())
+    configured = [module for module in (openclip, huggingface) if module.CONFIG in there]
+    for module in configured:
+        if found := next((name for name in module.WEIGHTS if name in there), None):
+            return _of_file(folder / found)
+    if configured:
+        sharded = any(name.endswith(".index.json") for name in there)
+        hint = "they are sharded: save them again with a larger max_shard_size." if sharded else "fetch that, too."
+        names = " and ".join(f"{module.CONFIG}, but none of {', '.join(module.WEIGHTS)}" for module in configured)
+        raise UserError(f"{folder} has {names}; {hint}")
     raise UserError(
         f"{folder} has no configuration ({openclip.CONFIG} of OpenCLIP or {huggingface.CONFIG} of Hugging Face); in it "
         f"are {', '.join(there[:8]) or 'no files'}. Name a file in it instead."
@@ -96,25 +117,26 @@ def _of_file(path: Path) -> Weights:
         raise error if str(path) in str(error) else UserError(f"{path}: {error}") from error
 
 
-def _unpacked(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str | None]:
+def _unpacked(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None, str | None]:
     """Return a file's state dict, what it says of itself, and the name of the run if OpenCLIP's trainer wrote it."""
     if is_safetensors(path):
         return *read_safetensors(path), None
-    loaded, about, run = read_checkpoint(path), {}, None
+    loaded, about, run = read_checkpoint(path), None, None
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
-        about = loaded.get("workbench", {})
-        if "epoch" in loaded and not any(key in loaded for key in ("workbench", "pytorch-lightning_version")):
-            run = str(loaded.get("name", ""))
+        about = loaded.get("workbench")
+        if isinstance(loaded.get("name"), str) and "epoch" in loaded and "optimizer" in loaded:
+            run = loaded["name"]
         loaded = loaded["state_dict"]
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise UserError(f"{path} holds no state dict: it is a checkpoint of something else.")
     return loaded, about, run
 
 
-def _of_state_dict(loaded: dict[str, Tensor], about: dict[str, Any], run: str | None, path: Path) -> Weights:
+def _of_state_dict(loaded: dict[str, Tensor], about: dict[str, Any] | None, run: str | None, path: Path) -> Weights:
+    refuse_strange_tensors(loaded, path)
     found, module = _with_openai_keys(_without_wrappers(loaded), path)
     state_dict = {key: value for key, value in found.items() if key not in openai_archive.NOT_WEIGHTS}
-    if about:
+    if about is not None:
         return Weights(state_dict, path, described_architecture(about), "this package's")
     config = _config_beside(path, module)
     if config is not None:
@@ -137,12 +159,17 @@ def _openais(state_dict: dict[str, Tensor], path: Path) -> Weights:
     return Weights(state_dict, path, infer_architecture(state_dict, "quick_gelu"), "OpenAI's")
 
 
+def state_dict_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the model's part of a checkpoint of a run, under OpenAI's keys."""
+    return _without_wrappers(checkpoint["state_dict"])
+
+
 def _without_wrappers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Take off what DDP, torch.compile and tasks put in front of every key."""
-    for prefix in ("module.", "_orig_mod.", "clip.", "model."):
-        if state_dict and all(key.startswith(prefix) for key in state_dict):
-            return _without_wrappers({key.removeprefix(prefix): value for key, value in state_dict.items()})
-    return dict(state_dict)
+    found = dict(state_dict)
+    while found and (prefix := next((p for p in _WRAPPERS if all(key.startswith(p) for key in found)), None)):
+        found = {key.removeprefix(prefix): value for key, value in found.items()}
+    return found
 
 
 def _with_openai_keys(state_dict: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], Any]:
@@ -160,21 +187,11 @@ def _config_beside(path: Path, module: Any) -> Architecture | None:
     for config in (path.parent / module.CONFIG, path.with_suffix(".json")):
         if not config.is_file():
             continue
-        about = _json(config)
+        about = read_json(config)
         if module is huggingface:
-            preprocessor = path.parent / huggingface.PREPROCESSOR
-            pictures = _json(preprocessor) if preprocessor.is_file() else None
-            return huggingface.read_config(about, pictures, str(config))
-        if "vision_cfg" in about.get("model_cfg", about):
+            names = (huggingface.PREPROCESSOR, huggingface.PROCESSOR)
+            pictures = next((path.parent / name for name in names if (path.parent / name).is_file()), None)
+            return huggingface.read_config(about, pictures and read_json(pictures), str(config))
+        if "model_cfg" in about or "vision_cfg" in about:
             return openclip.read_config(about, str(config))
     return None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no readable JSON ({error}).") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is no configuration: it holds a {type(found).__name__}.")
-    return found

@@ -8,7 +8,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from workbench.errors import UserError
+from workbench.errors import Notice, UserError
 from workbench.weights.download import DownloadError, digest_of, download
 
 HOST = "https://openaipublic.azureedge.net/clip/models"
@@ -63,7 +63,7 @@ def find(name: str, download_root: str | Path | None = None) -> Path:
         if found == entry.sha256:
             return path
         wrong = f"{path} is not OpenAI's {entry.file} (its sha256 is {found})"
-        warnings.warn(f"{wrong}: fetching it again.", stacklevel=2)
+        warnings.warn(Notice(f"{wrong}: fetching it again."), stacklevel=2)
         state = f"{wrong} and the right one"
     elif (openais := _openais(entry)) is not None:
         return openais
@@ -72,7 +72,7 @@ def find(name: str, download_root: str | Path | None = None) -> Path:
     except DownloadError as error:
         raise UserError(
             f"{state} could not be fetched ({error}). Get {entry.file} from {entry.url} (sha256 {entry.sha256}) "
-            f"and put it at {path}; or start without them: --model.init_args.weights null."
+            f"and put it at {path}; or, in a run, start without: --model.init_args.weights null."
         ) from error
     return path
 
