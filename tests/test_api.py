@@ -98,6 +98,12 @@ def test_load_of_nothing():
         workbench.load("rn50")
 
 
+def test_a_device_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="no GPU that torch can use, so device 'cuda:0'"):
+        workbench.load(tmp_path / "never read", device="cuda:0")
+
+
 def test_create_model():
     assert workbench.create_model("tiny-vit", image_size=16).visual.positional_embedding.shape == (5, 64)
     with torch.device("meta"):

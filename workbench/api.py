@@ -9,9 +9,9 @@ from PIL import Image
 from torch import Tensor
 
 from workbench import models
+from workbench.errors import UserError
 from workbench.models import CLIP, OPENAI_ARCHITECTURES, Architecture
 from workbench.models.architectures import TimmConfig
-from workbench.preprocessing import Preprocessing, preprocess
 from workbench.weights import architecture_for, named, put_weights, read_weights
 
 _FIELDS = {field.name for field in fields(Architecture)}
@@ -63,12 +63,16 @@ def load(
         download_root: folder for downloaded weights, see `weights.zoo.find`.
 
     Raises:
-        UserError: the weights cannot be had or read, or a file does not say what it was trained as.
+        UserError: the weights cannot be had or read, a file does not say what it was trained as, or there is no GPU.
     """
+    from workbench.preprocessing import Preprocessing, preprocess  # torchvision takes as long as torch to import
+
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():  # before gigabytes are read
+        raise UserError(f'There is no GPU that torch can use, so device {str(device)!r} cannot be had; take "cpu".')
     weights = read_weights(name, download_root)
     model = _without_values(architecture_for(weights))
     put_weights(model, weights)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device).eval(), preprocess(Preprocessing.of(model.architecture))
 
 
