@@ -215,6 +215,14 @@ def test_tensors_that_no_parameter_could_be(tmp_path, kind):
     refused(tmp_path / "strange.pt", "text_projection is no tensor that a parameter could be|cannot be read")
 
 
+def test_a_run_without_a_state_dict(tmp_path):
+    about = description(ARCHITECTURES["tiny-vit"])
+    for content in ({}, {"state_dict": [1]}, {"state_dict": {1: torch.zeros(1)}}, {"state_dict": {"clip.a": 1}}):
+        torch.save({"workbench": about} | content, tmp_path / "c.ckpt")
+        with pytest.raises(UserError):
+            checkpoint_architecture(tmp_path / "c.ckpt")
+
+
 def test_keys_that_name_no_parameter(tmp_path):
     torch.save({1: torch.zeros(1)}, tmp_path / "numbered.pt")
     refused(tmp_path / "numbered.pt", "has the key 1")

@@ -86,7 +86,7 @@ def refuse_strange_tensors(state_dict: dict[str, Any], path: Path) -> None:
         UserError: a key is no text, or a tensor is repeated in place, sparse, without values, or of no number's type.
     """
     for key, value in state_dict.items():
-        if not isinstance(key, str):
+        if not isinstance(key, str) or not isinstance(value, Tensor):
             raise UserError(f"{path} has the key {key!r}, which names no parameter.")
         plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
         number = value.is_floating_point() or (value.dtype == torch.int64 and value.numel() <= 1)

@@ -27,7 +27,7 @@ def named(source: str | Path, architecture_name: str | None) -> str | Path:
     Raises:
         UserError: OpenAI released no weights of that architecture.
     """
-    if str(source) != "openai":
+    if str(source) != "openai" or architecture_name is None:  # which of nine, `read_weights` asks
         return source
     if architecture_name not in zoo.ZOO:
         raise UserError(f"OpenAI released no weights for {architecture_name}; it did for {', '.join(zoo.ZOO)}.")
@@ -43,8 +43,8 @@ def checkpoint_architecture(path: str | Path) -> Architecture | None:
     found = read_checkpoint(Path(path), lazily=True)
     about = found.get("workbench") if isinstance(found, dict) else None
     described = None if about is None else described_architecture(about)
-    if described is not None and isinstance(found.get("state_dict"), dict):
-        _refuse_unfit(Weights(state_dict_of(found), Path(path), described, "this package's"), described)
+    if described is not None:
+        _refuse_unfit(Weights(state_dict_of(found, Path(path)), Path(path), described, "this package's"), described)
     return described
 
 

@@ -159,9 +159,17 @@ def _openais(state_dict: dict[str, Tensor], path: Path) -> Weights:
     return Weights(state_dict, path, infer_architecture(state_dict, "quick_gelu"), "OpenAI's")
 
 
-def state_dict_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the model's part of a checkpoint of a run, under OpenAI's keys."""
-    return _without_wrappers(checkpoint["state_dict"])
+def state_dict_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """Return the model's part of a checkpoint of a run, under OpenAI's keys.
+
+    Raises:
+        UserError: it has none.
+    """
+    found = checkpoint.get("state_dict")
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no state dict: it is a checkpoint of something else.")
+    refuse_strange_tensors(found, path)
+    return _without_wrappers(found)
 
 
 def _without_wrappers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
