@@ -75,8 +75,11 @@ def run(to, *more, verb="export", source="--checkpoint", code=0):
     assert main([verb, source, "last.ckpt", "--to", to, "--output", "out/model", *more]) == code
 
 
-@pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize(
+    ("to", "kind"),
+    # What programs compute does not depend on how pictures are prepared, nor how on which activation it is.
+    [(to, kind) for to in FORMATS for kind in MODELS if to in READ_BACK or kind not in ("pictures", "vit gelu")],
+)
 def test_every_format_is_written_and_proven(capsys, to, kind):
     made = checkpoint(kind)
     if (to, kind) in CANNOT:
@@ -162,7 +165,7 @@ def test_a_difference_above_the_tolerance_leaves_nothing(capsys, to, monkeypatch
     assert_refused(capsys, "differs by .*, more than --tolerance 1e-04; nothing is written")
 
 
-@pytest.mark.parametrize("to", ["openai", "open_clip", "huggingface", "onnx", "safetensors"])
+@pytest.mark.parametrize("to", ["openai", "open_clip", "onnx"])  # the others have open_clip's writer
 def test_a_disk_that_fills_up_leaves_nothing(to):
     """A real limit on the size of files, which writers meet in their own ways."""
     checkpoint("vit")

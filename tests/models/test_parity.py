@@ -117,7 +117,8 @@ def test_small(kind, dtype, tolerance):
 def test_the_other_seven_at_their_widths(name, dtype, tolerance):
     torch.manual_seed(0)
     about, config = shallow(OPENAI_ARCHITECTURES[name]), config_of(name)
-    if dtype == torch.float64:  # ten times slower on RN50x64's pictures
+    # Ten times slower on RN50x64's pictures; convolutions are the same at any size, position embeddings are not.
+    if dtype == torch.float64 or "RN50x" in name:
         about = about.changed(image_size=2 * getattr(about.vision, "patch_size", 32))
     vision, text = {"layers": about.vision.layers, "image_size": about.image_size}, {"layers": about.text.layers}
     ours = shaken(create_model(about)).to(dtype)
