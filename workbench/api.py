@@ -10,7 +10,7 @@ from torch import Tensor
 
 from workbench import models
 from workbench.errors import UserError
-from workbench.models import CLIP, OPENAI_ARCHITECTURES, Architecture
+from workbench.models import CLIP, DEFAULT_ARCHITECTURE, OPENAI_ARCHITECTURES, Architecture
 from workbench.models.architectures import TimmConfig
 from workbench.weights import architecture_for, named, put_weights, read_weights
 
@@ -44,7 +44,7 @@ def create_model(
         UserError: an unknown name, or weights that cannot be had, read or used for it.
     """
     if weights is None:
-        return models.create_model(architecture or "ViT-B/32", **changes)
+        return models.create_model(architecture or DEFAULT_ARCHITECTURE, **changes)
     read = read_weights(named(weights, architecture), download_root)
     asked = {key: changes.pop(key) for key in list(changes) if key in _FIELDS}
     model = models.create_model(architecture_for(read, architecture, **asked), **changes)

@@ -32,10 +32,9 @@ from callbacks.run_summary import RunSummary
 from workbench.commands import INTERRUPTED, VERBS
 from workbench.config_errors import check_files, explained
 from workbench.errors import UserError
-from workbench.models import architecture
+from workbench.models import DEFAULT_ARCHITECTURE, architecture
 from workbench.parser import StrictParser
 from workbench.precision import preferred_precision, this_cpu_has_bf16
-from workbench.tasks.base import DEFAULT_ARCHITECTURE
 
 DEFAULTS = Path(__file__).parent.parent / "lightning_configs" / "default.yaml"
 DEFAULT_ROOT = "runs"

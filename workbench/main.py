@@ -9,7 +9,8 @@ import inspect
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from workbench.commands import COMMANDS, INTERRUPTED, MISTAKE, VERBS
@@ -42,9 +43,9 @@ def main(args: Sequence[str] | None = None) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
-    _show_notices()
     try:
-        return _run(args)
+        with _notices_alone():
+            return _run(args)
     except UserError as error:
         print(f"error: {_without_traceback(str(error))}", file=sys.stderr)
         return MISTAKE
@@ -53,7 +54,9 @@ def main(args: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _show_notices() -> None:
+@contextmanager
+def _notices_alone() -> Iterator[None]:
+    """Show a `Notice` without the place in the code that a warning comes with."""
     usual = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
@@ -63,6 +66,10 @@ def _show_notices() -> None:
             usual(message, category, *where)
 
     warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = usual
 
 
 def _run(args: list[str]) -> int:

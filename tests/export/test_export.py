@@ -257,6 +257,16 @@ def test_convert_takes_any_weights_and_an_activation_for_those_that_hide_it(caps
     assert torch.equal(found.text_projection, made.text_projection)
 
 
+def test_programs_hold_the_weights_to_the_bit(tmp_path):
+    made = model("vit")
+    torch_export.write(made, tmp_path, {})
+    image, text = (torch.export.load(tmp_path / f"{name}.pt2").state_dict for name in ("image", "text"))
+    found = {f"visual.{key}": value for key, value in image.items()}
+    found |= {key.removeprefix("model."): value for key, value in text.items()}
+    assert found.keys() == made.state_dict().keys()
+    assert all(torch.equal(found[key], value) for key, value in made.state_dict().items())
+
+
 def test_there_and_back_through_every_format_is_the_same_to_the_bit():
     made = checkpoint("vit")
     source = "last.ckpt"

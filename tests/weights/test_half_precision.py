@@ -30,7 +30,10 @@ def test_the_half_model_computes_nearly_the_same(name):
     assert half.dtype == torch.float16
     with torch.no_grad():
         assert half.encode_image(images).dtype == half.encode_text(tokens).dtype == torch.float16
-        for ours, expected in ((half.encode_image(images), rounded.encode_image(images)),):
+        for ours, expected in (
+            (half.encode_image(images), rounded.encode_image(images)),
+            (half.encode_text(tokens), rounded.encode_text(tokens)),
+        ):
             torch.testing.assert_close(ours.float(), expected, rtol=2e-2, atol=2e-3 * float(expected.abs().max()))
 
 

@@ -8,7 +8,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import workbench
-from workbench.errors import UserError
+from workbench.errors import Notice, UserError
 from workbench.models import ARCHITECTURES, create_model
 from workbench.weights import huggingface
 
@@ -83,6 +83,23 @@ def test_pictures_that_are_prepared_otherwise_are_refused(tmp_path, change):
     (path / "preprocessor_config.json").write_text(json.dumps(about))
     with pytest.raises(UserError, match="Pictures are prepared in a way that this package does not have"):
         workbench.load(path)
+
+
+def test_that_nothing_is_said_of_pictures_is_said(tmp_path):
+    path, _ = folder(tmp_path / "model")
+    (path / "preprocessor_config.json").unlink()
+    with pytest.warns(Notice, match="no preprocessor_config.json: pictures are prepared as for OpenAI's"):
+        workbench.load(path, device="cpu")
+
+
+def test_resizing_that_the_other_does_not_have(tmp_path):
+    path, _ = folder(tmp_path / "model")
+    about = json.loads((path / "preprocessor_config.json").read_text()) | {"resample": 9}
+    (path / "preprocessor_config.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match="preprocessor's resample is 9"):
+        workbench.load(path)
+    with pytest.raises(UserError, match="cannot resize by nearest-exact"):
+        huggingface.write_preprocessor(ARCHITECTURES["tiny-vit"].changed(interpolation="nearest-exact"))
 
 
 def test_sharded_weights_are_named(tmp_path):

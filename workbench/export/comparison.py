@@ -35,13 +35,13 @@ class Encoders:
         library: its name and version.
         encode_image: normalised pictures [B, 3, S, S] -> un-normalised features [B, D].
         encode_text: tokens [B, L] -> un-normalised features [B, D].
-        logits: pictures and tokens -> logits [B, B']; None where the library leaves that to its users.
+        logits: pictures and tokens -> logits [B, B'].
     """
 
     library: str
     encode_image: Callable[[Tensor], Tensor]
     encode_text: Callable[[Tensor], Tensor]
-    logits: Callable[[Tensor, Tensor], Tensor] | None = None
+    logits: Callable[[Tensor, Tensor], Tensor]
 
 
 @torch.no_grad()
@@ -56,14 +56,12 @@ def largest_differences(model: CLIP, other: Encoders) -> dict[str, float]:
     tokens = tokenize(_TEXTS, model.architecture.context_length, truncate=True).long()
     tokens = tokens.clamp(max=model.architecture.vocab_size - 1)  # an end is the largest id of any vocabulary
     model = model.eval()
-    found = {
+    return {
         "image features": _difference(other.encode_image(images), model.encode_image(images)),
         "one image": _difference(other.encode_image(images[:1]), model.encode_image(images[:1])),
         "text features": _difference(other.encode_text(tokens), model.encode_text(tokens)),
+        "logits": _difference(other.logits(images, tokens), model(images, tokens)[0]),
     }
-    if other.logits is not None:
-        found["logits"] = _difference(other.logits(images, tokens), model(images, tokens)[0])
-    return found
 
 
 def refuse_other_pictures(described: Architecture, transform: Callable[[Image.Image], Tensor], library: str) -> None:

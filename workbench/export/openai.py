@@ -31,10 +31,8 @@ def write(model: CLIP, folder: Path, origin: dict[str, Any]) -> str:
             "OpenAI's code normalises pictures with its own mean and std and resizes them bicubically; this model "
             f"wants {described.mean}, {described.std} and {described.interpolation}. Export it to open_clip."
         )
-    if described.vision.heads != described.vision.width * (1 if hasattr(described.vision, "patch_size") else 32) // 64:
+    if any(tower.heads != tower.channels // 64 for tower in (described.vision, described.text)):
         raise UserError("OpenAI's code has heads of 64 channels; this model has others. Export it to open_clip.")
-    if described.text.heads != described.text.width // 64:
-        raise UserError("OpenAI's code has heads of 64 channels; this model's text tower has others.")
     numbers = {"input_resolution": described.image_size, "context_length": described.context_length}
     numbers["vocab_size"] = described.vocab_size
     state_dict = model.state_dict() | {key: torch.tensor(value) for key, value in numbers.items()}

@@ -6,7 +6,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from workbench.export.comparison import Encoders, scaled_cosines
+from workbench.export.comparison import Encoders
 from workbench.models import CLIP, create_model
 from workbench.weights import description, put_weights, read_weights
 
@@ -30,10 +30,5 @@ def reload(folder: Path) -> Encoders:
         f"safetensors {safetensors.__version__}",
         model.encode_image,
         model.encode_text,
-        lambda images, tokens: scaled_cosines(
-            model.encode_image(images),
-            model.encode_text(tokens),
-            model.logit_scale.exp(),
-            0.0 if model.logit_bias is None else model.logit_bias,
-        ),
+        lambda images, tokens: model(images, tokens)[0],
     )

@@ -25,6 +25,11 @@ class ViTConfig:
     layers: int
     heads: int
 
+    @property
+    def channels(self) -> int:
+        """What the heads of attention share."""
+        return self.width
+
 
 @dataclass(frozen=True)
 class ResNetConfig:
@@ -33,6 +38,11 @@ class ResNetConfig:
     layers: tuple[int, int, int, int]
     width: int
     heads: int
+
+    @property
+    def channels(self) -> int:
+        """What the heads of attention share."""
+        return 32 * self.width
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,11 @@ class TextConfig:
     width: int
     heads: int
     layers: int
+
+    @property
+    def channels(self) -> int:
+        """What the heads of attention share."""
+        return self.width
 
 
 @dataclass(frozen=True)
@@ -117,15 +132,11 @@ class Architecture:
             largest = _LARGEST.get(name.split()[-1], _LARGEST_SIZE)
             if type(found) is not int or not 1 <= found <= largest:
                 raise UserError(f"{name} is {found!r}; it must be a whole number from 1 to {largest}.")
-        channels = (
-            {}
-            if isinstance(vision, TimmConfig)
-            else {"image": vision.width * (32 if isinstance(vision, ResNetConfig) else 1)}
-        )
-        for tower, width in (channels | {"text": text.width}).items():
-            heads = (vision if tower == "image" else text).heads
-            if width % heads:
-                raise UserError(f"The {tower} tower's {width} channels cannot be shared by {heads} heads.")
+        for name, tower in (("text", text), *([] if isinstance(vision, TimmConfig) else [("image", vision)])):
+            if tower.channels % tower.heads:
+                raise UserError(
+                    f"The {name} tower's {tower.channels} channels cannot be shared by {tower.heads} heads."
+                )
         for name, values in (("mean", self.mean), ("std", self.std)):
             if not isinstance(values, tuple) or len(values) != 3 or not all(map(_is_share, values)):
                 raise UserError(f"{name} is {values!r}; it must be three numbers between -10 and 10.")
@@ -181,6 +192,7 @@ SMALL_ARCHITECTURES = _by_name(
     Architecture("mini-vit", 128, 64, ViTConfig(8, 128, 4, 2), _MINI_TEXT),
 )
 
+DEFAULT_ARCHITECTURE = "ViT-B/32"
 ARCHITECTURES = OPENAI_ARCHITECTURES | SMALL_ARCHITECTURES
 
 

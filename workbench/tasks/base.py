@@ -9,10 +9,9 @@ from torch import Tensor
 
 from workbench import preprocessing, weights
 from workbench.errors import UserError
-from workbench.models import CLIP, Architecture, architecture, compile_blocks, create_model
+from workbench.models import CLIP, DEFAULT_ARCHITECTURE, Architecture, architecture, compile_blocks, create_model
 from workbench.weights import Weights
 
-DEFAULT_ARCHITECTURE = "ViT-B/32"
 NO_RUN = (
     "The file given as --ckpt_path is not a checkpoint of a workbench run; to start from other weights use "
     "--model.init_args.weights."

@@ -40,7 +40,7 @@ def fetch(reference: str, download_root: str | Path | None = None) -> tuple[Path
             return _fetch(module, model, revision, download_root)
         except UserError as error:  # a model may have the other's files alone, or those alone on this machine
             refused.append(error)
-    raise max(refused, key=lambda error: not isinstance(error, _MissingError))
+    raise next((error for error in refused if not isinstance(error, _MissingError)), refused[0])
 
 
 class _MissingError(UserError):

@@ -178,6 +178,8 @@ def _with_pictures(described: Architecture, preprocessor: Mapping[str, Any]) -> 
                 said[ours] = tuple(preprocessor[theirs])
     else:
         said = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    if preprocessor.get("resample", 3) not in _RESAMPLING:
+        raise UserError(f"The preprocessor's resample is {preprocessor['resample']!r}; Pillow's are {_RESAMPLING}.")
     if "resample" in preprocessor:
         said["interpolation"] = _RESAMPLING[preprocessor["resample"]]
     return described.changed(**said)
@@ -249,6 +251,10 @@ def write_config(described: Architecture) -> dict[str, Any]:
 def write_preprocessor(described: Architecture) -> dict[str, Any]:
     """Return what belongs into `preprocessor_config.json`."""
     numbers = {name: number for number, name in _RESAMPLING.items()}
+    if described.interpolation not in numbers:
+        raise UserError(
+            f"Hugging Face's preprocessor cannot resize by {described.interpolation}; it has {', '.join(numbers)}."
+        )
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,

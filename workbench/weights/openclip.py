@@ -130,11 +130,11 @@ def write_config(described: Architecture) -> dict[str, Any]:
         raise UserError("A timm image tower has no native form in OpenCLIP; export it as safetensors or onnx.")
     tower: dict[str, Any] = {"image_size": described.image_size, "width": vision.width}
     if isinstance(vision, ResNetConfig):
-        tower |= {"layers": list(vision.layers), "head_width": vision.width * 32 // vision.heads, "patch_size": None}
+        tower |= {"layers": list(vision.layers), "head_width": vision.channels // vision.heads, "patch_size": None}
     else:
         tower |= {
             "layers": vision.layers,
-            "head_width": vision.width // vision.heads,
+            "head_width": vision.channels // vision.heads,
             "patch_size": vision.patch_size,
         }
     text = described.text

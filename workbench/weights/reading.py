@@ -1,6 +1,7 @@
 """Read weights from wherever they live into a state dict with OpenAI's keys, and learn what they were trained as."""
 
 import difflib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from workbench.errors import UserError
+from workbench.errors import Notice, UserError
 from workbench.models import Architecture
 from workbench.weights import family, hub, huggingface, openai_archive, openclip, zoo
 from workbench.weights.description import described_architecture
@@ -199,6 +200,9 @@ def _config_beside(path: Path, module: Any) -> Architecture | None:
         if module is huggingface:
             names = (huggingface.PREPROCESSOR, huggingface.PROCESSOR)
             pictures = next((path.parent / name for name in names if (path.parent / name).is_file()), None)
+            if pictures is None:
+                text = f"{path.parent} has no {names[0]}: pictures are prepared as for OpenAI's models."
+                warnings.warn(Notice(text), stacklevel=2)
             return huggingface.read_config(about, pictures and read_json(pictures), str(config))
         if "model_cfg" in about or "vision_cfg" in about:
             return openclip.read_config(about, str(config))
