@@ -24,16 +24,11 @@ class EmbeddingProjector(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Encode on all processes, write on the first."""
         loader = trainer.datamodule.evaluation_dataloader(self.split, self.samples)
-        image, text = encode_pairs(pl_module, loader)
+        image, text, rows = encode_pairs(pl_module, loader, "index")
         if not trainer.is_global_zero:
             return
         pairs = trainer.datamodule.datasets[self.split]
-        # In the order in which the processes' features were gathered.
-        rows = [
-            row
-            for process in range(trainer.world_size)
-            for row in loader.sampler.all_rows[process :: trainer.world_size]
-        ]
+        rows = rows.tolist()
         pictures = torch.stack([self._thumbnail(pairs[row]["image"]) for row in rows])
         blank = torch.ones_like(pictures)
         labels = [[pairs.captions[row], kind] for kind in ("image", "text") for row in rows]

@@ -30,13 +30,14 @@ def encode_images(module: LightningModule, loader: DataLoader, *keys: str) -> li
     )
 
 
-def encode_pairs(module: LightningModule, loader: DataLoader) -> list[Tensor]:
-    """Return image and text features, [N, D] each, gathered from all processes."""
-    return _collect(
-        loader,
-        lambda batch: [module.encode_image_batch(batch["image"]), module.encode_text_batch(batch["text"])],
-        module,
-    )
+def encode_pairs(module: LightningModule, loader: DataLoader, *keys: str) -> list[Tensor]:
+    """Return image and text features [N, D] and the given entries of the batches, gathered from all processes."""
+
+    def encode(batch: dict[str, Tensor]) -> list[Tensor]:
+        image, text = module.encode_image_batch(batch["image"]), module.encode_text_batch(batch["text"])
+        return [image, text, *(batch[key] for key in keys)]
+
+    return _collect(loader, encode, module)
 
 
 def _collect(loader: DataLoader, encode, module: LightningModule) -> list[Tensor]:

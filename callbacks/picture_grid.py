@@ -34,7 +34,7 @@ class PictureGrid(Callback):
         pairs = data.datasets[self.split]
         image, rows = encode_images(pl_module, data.evaluation_dataloader(self.split, self.pictures), "index")
         with evaluating(pl_module):
-            tokens = tokenize(pairs.captions, pairs.context_length, truncate=True)
+            tokens = tokenize(pairs.captions[:], pairs.context_length, truncate=True)
             text = [pl_module.encode_text_batch(trim(part).to(pl_module.device)) for part in tokens.split(256)]
         folder = run_folder(trainer)
         if not trainer.is_global_zero or folder is None:

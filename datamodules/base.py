@@ -1,19 +1,25 @@
 """What every source of pictures shares: batches, loaders, and a check that a resumed run has the same data."""
 
+import functools
 import os
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
+from datamodules.ordering import EpochOrder, Part
 from datamodules.pairs import Pairs, collate, require
 from datamodules.sampling import EvaluationRows, TrainingBatches, check_batch_size
+from datamodules.skipping import OnError, SkippedSamples
+from datamodules.sources.source import Column, JoinedPictures, JoinedPlaces, Source
 from workbench.distributed import rank, world_size
-from workbench.errors import UserError
+from workbench.errors import Notice, UserError
 from workbench.preprocessing import EvaluationTransform, TrainingTransform
 from workbench.randomness import mixed_seed
 
@@ -21,6 +27,10 @@ from workbench.randomness import mixed_seed
 warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")
 
 _EVALUATION_BATCH = 256
+_LOOKED_AT = 10_000
+"""Pictures of a source that are looked for before training; `data check` looks into all."""
+_SAID = 3
+"""Skipped samples that are told one by one."""
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -36,12 +46,19 @@ class ImageDataModule(L.LightningDataModule):
         num_workers: loading processes for each training process; null takes one core less than there are for it, at
             most 8, so none on a small machine, where a worker would take the core from the training.
         seed: of permutations, splits and augmentation.
+        decode: of training pictures: `scaled` decodes no more of a JPEG than the crop needs, see `TrainingTransform`;
+            `exact` decodes all of it. Evaluation is always exact.
+        on_error: what happens to a sample that cannot be read: `skip` notes it in the run folder and goes on with
+            another in its place, `raise` stops.
+        max_skipped: share of a split's samples that may be skipped before the run stops.
+        avoid_false_negatives: keep two pairs with the same caption, picture or class out of one batch, where possible.
 
     Attributes:
         context_length: tokens of a caption, the model's.
         datasets: split -> `Pairs`, after `setup`: `train`, `val`, and `test` where there is one.
         class_names: of classification data, in the order of its labels; None for pairs.
         templates: prompts with `{}` for the class name; None for pairs.
+        skipped: samples that could not be read, of all splits.
     """
 
     def __init__(
@@ -52,15 +69,23 @@ class ImageDataModule(L.LightningDataModule):
         crop_scale: tuple[float, float] | None = (0.9, 1.0),
         num_workers: int | None = None,
         seed: int = 0,
+        decode: str = "scaled",
+        on_error: str = "skip",
+        max_skipped: float = 0.001,
+        avoid_false_negatives: bool = False,
     ):
         super().__init__()
         self.batch_size, self.image_size, self.interpolation = batch_size, image_size, interpolation
-        self.crop_scale, self.seed = crop_scale, seed
+        self.crop_scale, self.seed, self.decode = crop_scale, seed, decode
+        self.avoid_false_negatives = avoid_false_negatives
+        self.on_error = OnError(on_error, max_skipped)
+        self.skipped = SkippedSamples(self.on_error)
         self.context_length = 77
         self.num_workers = default_workers() if num_workers is None else num_workers
         self.datasets: dict[str, Pairs] = {}
         self.class_names: list[str] | None = None
         self.templates: list[str] | None = None
+        self.batches: TrainingBatches | None = None
         self._trained = 0
 
     # For subclasses
@@ -76,11 +101,52 @@ class ImageDataModule(L.LightningDataModule):
                 self.image_size,
                 None if self.crop_scale is None else tuple(self.crop_scale),
                 interpolation=self.interpolation,
+                decode=self.decode,
             ),
             "evaluation_transform": EvaluationTransform(self.image_size, self.interpolation),
             "seed": self.seed,
             "context_length": self.context_length,
+            "skip": self.on_error.action == "skip",
         }
+
+    def pairs(self, sources: Sequence[Source], weights: Sequence[float | None] | None = None, **options: Any) -> Pairs:
+        """Return the rows of some sources as one data set.
+
+        Args:
+            sources: at least one.
+            weights: of each in an epoch, see `Part`.
+            options: of `Pairs`, beside those of `transforms`.
+        """
+        parts = [
+            Part(source.name, len(source), weight, source.block_starts)
+            for source, weight in zip(sources, weights or [None] * len(sources), strict=True)
+        ]
+        if len(sources) == 1:
+            pictures, captions, place = sources[0].pictures, sources[0].captions, sources[0].place
+        else:
+            pictures = JoinedPictures([source.pictures for source in sources])
+            captions = Column.joined([source.captions for source in sources])
+            place = JoinedPlaces([(len(source), source.place) for source in sources])
+        shared = {"place": place, "name": pictures.name, "parts": parts, **self.transforms()}
+        return Pairs(pictures.read, captions, **{**shared, **options})
+
+    def look_for_pictures(self, source: Source) -> None:
+        """Look whether the picture files of a source are there, of a large one some.
+
+        Raises:
+            UserError: more of them are missing than may be skipped.
+        """
+        rows = np.unique(np.linspace(0, len(source) - 1, min(len(source), _LOOKED_AT)).astype(np.int64)).tolist()
+        missing = source.pictures.missing(rows)
+        if len(missing) > self.on_error.allowed(len(rows)):
+            row = missing[0]
+            try:
+                source.pictures.read(row)
+                why = f"there is no picture {source.pictures.name(row)}."
+            except UserError as error:
+                why = str(error)
+            more = "" if len(missing) == 1 else f" So it is with {len(missing):,} of the {len(rows):,} looked for."
+            raise UserError(f"{source.place(row)}: {why}{more}")
 
     def follow(self, other: Any) -> None:
         """Prepare pictures and texts as another does: a model's `Architecture`, or a datamodule; before `setup`."""
@@ -95,6 +161,7 @@ class ImageDataModule(L.LightningDataModule):
             self.datasets = self.load()
             for split, pairs in self.datasets.items():
                 require(pairs, split)
+                self.skipped.rows[split] = len(pairs)
                 if pairs.truncated:
                     share = pairs.truncated / pairs.texts
                     rank_zero_info(
@@ -129,16 +196,25 @@ class ImageDataModule(L.LightningDataModule):
         trainer = self.trainer
         # Our samplers share the rows out themselves, and identically for any number of processes.
         trainer._accelerator_connector.use_distributed_sampler = False
-        batches = TrainingBatches(
-            len(self.datasets["train"]),
-            self.batch_size,
-            self.seed,
+        batches = self.training_batches(
             trained=lambda: 0 if trainer.overfit_batches else self.trained,
             batches_per_epoch=lambda: self.batches_per_epoch,
-            rank=rank(),
-            world_size=world_size(),
         )
         return self._loader("train", batch_sampler=batches)
+
+    def training_batches(self, trained: Callable[[], int], batches_per_epoch: Callable[[], int]) -> TrainingBatches:
+        """Return the sampler of this process; see `TrainingBatches` for the arguments."""
+        pairs = self.datasets["train"]
+        self.batches = TrainingBatches(
+            EpochOrder(pairs.parts, self.seed),
+            self.batch_size,
+            trained,
+            batches_per_epoch,
+            rank=rank(),
+            world_size=world_size(),
+            apart=pairs.apart if self.avoid_false_negatives else None,
+        )
+        return self.batches
 
     def val_dataloader(self) -> DataLoader:
         """Return a loader of the whole val split."""
@@ -175,12 +251,12 @@ class ImageDataModule(L.LightningDataModule):
             self.trainer._accelerator_connector.use_distributed_sampler = False
         return self._loader(
             split,
-            sampler=EvaluationRows(list(rows), rank(), world_size()),
+            sampler=EvaluationRows(rows, rank(), world_size()),
             batch_size=max(1, min(_EVALUATION_BATCH, self.batch_size)),
         )
 
     def _loader(self, split: str, **options: Any) -> DataLoader:
-        return DataLoader(
+        loader = _Loader(
             self.datasets[split],
             collate_fn=collate,
             num_workers=self.num_workers,
@@ -188,6 +264,18 @@ class ImageDataModule(L.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             **options,
         )
+        loader.note = functools.partial(self._note_skipped, split)
+        return loader
+
+    def _note_skipped(self, split: str, skipped: Sequence[tuple[int, str, str]]) -> None:
+        for new in self.skipped.add(split, skipped):
+            if len(self.skipped) <= _SAID:
+                more = (
+                    " Further ones are listed in the run folder, in skipped.csv." if len(self.skipped) == _SAID else ""
+                )
+                warnings.warn(f"Skipped: {new.place}: {new.reason}{more}", Notice, stacklevel=2)
+        if world_size() == 1:  # else the processes stop together, see callbacks.skipped_samples
+            self.skipped.require_few()
 
     # Resuming
 
@@ -201,6 +289,8 @@ class ImageDataModule(L.LightningDataModule):
             "batches_per_epoch": self.batches_per_epoch,
             "seed": self.seed,
             "pairs": len(self.datasets["train"]),
+            "samples_of_sources": EpochOrder(self.datasets["train"].parts, self.seed).samples,
+            "avoid_false_negatives": self.avoid_false_negatives,
             "fingerprint": self.datasets["train"].fingerprint,
         }
 
@@ -221,6 +311,19 @@ class ImageDataModule(L.LightningDataModule):
                 "new run from the checkpoint's weights with --model.init_args.weights."
             )
         self._trained = state["trained"]
+
+
+class _Loader(DataLoader):
+    """A loader that hands what was skipped to `note` instead of the model."""
+
+    note: Callable[[Sequence[tuple[int, str, str]]], None]
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in super().__iter__():
+            skipped = batch.pop("skipped", None)
+            if skipped:
+                self.note(skipped)
+            yield batch
 
 
 def default_workers() -> int:

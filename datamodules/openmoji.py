@@ -9,6 +9,7 @@ import importlib.util
 import os
 import zlib
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -36,33 +37,27 @@ class OpenMojiDataModule(ImageDataModule):
     The pictures are drawn once, in seconds, into a cache.
 
     Args:
-        batch_size: see `ImageDataModule`, as for `image_size`, `interpolation`, `crop_scale`, `num_workers`, `seed`.
-        image_size: see `ImageDataModule`.
-        interpolation: see `ImageDataModule`.
-        crop_scale: see `ImageDataModule`.
-        num_workers: see `ImageDataModule`.
-        seed: see `ImageDataModule`; also chooses what is held out.
         held_out: emoji in val, in no language part of train.
         languages: codes of the names' languages; with several, each epoch draws one for each picture, and val asks
             in the first.
         picture_size: pixels at which the emoji are drawn; null takes an eighth more than image_size.
         cache_dir: where they are kept; null takes `clip-workbench/openmoji` in the user's cache folder.
+        image_size: see `ImageDataModule`.
+        crop_scale: see `ImageDataModule`.
+        common: see `ImageDataModule`; the seed also chooses what is held out.
     """
 
     def __init__(
         self,
-        batch_size: int = 128,
-        image_size: int = 64,
-        interpolation: str = "bicubic",
-        crop_scale: tuple[float, float] | None = (0.8, 1.0),
-        num_workers: int | None = None,
-        seed: int = 0,
         held_out: int = 190,
         languages: list[str] | None = None,
         picture_size: int | None = None,
         cache_dir: str | None = None,
+        image_size: int = 64,
+        crop_scale: tuple[float, float] | None = (0.8, 1.0),
+        **common: Any,
     ):
-        super().__init__(batch_size, image_size, interpolation, crop_scale, num_workers, seed)
+        super().__init__(image_size=image_size, crop_scale=crop_scale, **common)
         self.held_out = held_out
         self.languages = languages or ["en"]
         self.picture_size = picture_size

@@ -4,29 +4,32 @@ So the global batches do not depend on how many processes or workers load them, 
 next one: there is no state to save.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
-import torch
+import numpy as np
 from torch.utils.data import Sampler
 
+from datamodules import collisions
+from datamodules.ordering import EpochOrder
 from workbench.errors import UserError
 from workbench.randomness import mixed_seed
 
 Key = tuple[int, int]
-"""(epoch, row): what a training sample is asked for by, so that a worker knows the epoch without being told."""
+"""(visit, row): what a training sample is asked for by, so that a worker knows the draw without being told. The visit
+is the epoch, but where a mixture takes a row more or less often than once an epoch."""
 
 
 class TrainingBatches(Sampler[list[Key]]):
-    """Batches of a fresh permutation each epoch; what is left over at its end is dropped.
+    """Batches of an epoch's order; what is left over at its end is dropped.
 
     Args:
-        rows: size of the data set.
+        order: rows of each epoch.
         batch_size: pairs of a batch over all processes; process r of W takes the r-th consecutive W-th of it.
-        seed: of the permutations.
         trained: returns how many batches the run has trained so far; read when an epoch starts.
         batches_per_epoch: returns how many batches the trainer takes as an epoch.
         rank: this process.
         world_size: all processes.
+        apart: [rows] int64: rows with an equal number are kept out of one batch where possible.
 
     Raises:
         UserError: a batch that is too small, too large, or not divisible by the processes.
@@ -34,22 +37,24 @@ class TrainingBatches(Sampler[list[Key]]):
 
     def __init__(
         self,
-        rows: int,
+        order: EpochOrder,
         batch_size: int,
-        seed: int,
         trained: Callable[[], int],
         batches_per_epoch: Callable[[], int],
         rank: int = 0,
         world_size: int = 1,
+        apart: np.ndarray | None = None,
     ):
-        check_batch_size(rows, batch_size, world_size)
-        self.rows, self.batch_size, self.seed = rows, batch_size, seed
+        check_batch_size(len(order), batch_size, world_size)
+        self.order, self.batch_size = order, batch_size
         self.trained, self.batches_per_epoch = trained, batches_per_epoch
         self.rank, self.world_size = rank, world_size
+        self.apart = apart
+        self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
 
     def __len__(self) -> int:
         """Return the batches of a whole epoch, also when the next one starts in its middle."""
-        return self.rows // self.batch_size
+        return len(self.order) // self.batch_size
 
     def __iter__(self) -> Iterator[list[Key]]:
         epoch, start = divmod(self.trained(), self.batches_per_epoch())
@@ -57,12 +62,32 @@ class TrainingBatches(Sampler[list[Key]]):
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[list[Key]]:
         """Yield this process's part of the batches of an epoch, from batch `start` on."""
-        generator = torch.Generator().manual_seed(mixed_seed(self.seed, epoch))
-        order = torch.randperm(self.rows, generator=generator).tolist()
+        rows, visits = self.epoch(epoch)
         share = self.batch_size // self.world_size
         for batch in range(start, len(self)):
             first = batch * self.batch_size + self.rank * share
-            yield [(epoch, row) for row in order[first : first + share]]
+            mine = slice(first, first + share)
+            yield list(zip(visits[mine].tolist(), rows[mine].tolist(), strict=True))
+
+    def epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows of an epoch as its batches take them, and their visits; int64 [rows] each. Kept once made."""
+        if self._epoch is None or self._epoch[0] != epoch:
+            rows, visits = self.order.epoch(epoch)
+            if self.apart is not None:
+                seed = mixed_seed(self.order.seed, epoch)
+                places = collisions.spread(self.apart[rows], self.batch_size, seed)
+                rows, visits = rows[places], visits[places]
+            self._epoch = epoch, rows, visits
+        return self._epoch[1:]
+
+    def batch(self, number: int) -> np.ndarray:
+        """Return the rows of the batch of all processes that is trained as the `number`-th, counted from 0."""
+        epoch, place = divmod(number, self.batches_per_epoch())
+        return self.epoch(epoch)[0][place * self.batch_size : (place + 1) * self.batch_size]
+
+    def collisions(self, epoch: int) -> int:
+        """Return how many pairs of an epoch have one with an equal number of `apart` before them in their batch."""
+        return collisions.count(self.apart[self.epoch(epoch)[0]], self.batch_size)
 
 
 def check_batch_size(rows: int, batch_size: int, world_size: int) -> None:
@@ -90,8 +115,7 @@ class EvaluationRows(Sampler[int]):
         world_size: all processes.
     """
 
-    def __init__(self, rows: list[int], rank: int = 0, world_size: int = 1):
-        self.all_rows = rows
+    def __init__(self, rows: Sequence[int], rank: int = 0, world_size: int = 1):
         self.rows = rows[rank::world_size]
 
     def __len__(self) -> int:

@@ -29,6 +29,7 @@ from callbacks.nan_guard import NanGuard
 from callbacks.progress import RunProgress
 from callbacks.run_folder import RunFolder, RunLogger
 from callbacks.run_summary import RunSummary
+from callbacks.sample_monitor import SkippedSamples, SourceMonitor
 from workbench.commands import INTERRUPTED, VERBS
 from workbench.config_errors import check_files, explained
 from workbench.errors import UserError
@@ -156,7 +157,10 @@ class WorkbenchCLI(LightningCLI):
         loggers = [] if isinstance(config.get("logger"), bool) else _listed(config.get("logger"))
         callbacks = _listed(config.get("callbacks"))
         if self.subcommand != "fit" or config.get("fast_dev_run") or config.get("barebones"):
-            return _trainer({**config, "logger": loggers or False, "enable_checkpointing": False})
+            callbacks = [*callbacks, SkippedSamples()]
+            return _trainer(
+                {**config, "callbacks": callbacks, "logger": loggers or False, "enable_checkpointing": False}
+            )
         run = self.config[self.subcommand]
         root = config.get("default_root_dir") or DEFAULT_ROOT
         log = RunLogger(root, run.experiment, events=config.get("logger") is not False)
@@ -164,6 +168,8 @@ class WorkbenchCLI(LightningCLI):
         callbacks = [
             RunFolder(self._parser(self.subcommand), run),
             *callbacks,
+            SkippedSamples(),
+            SourceMonitor(),
             NanGuard(),
             RunSummary(),
             *([] if bar else [RunProgress()]),

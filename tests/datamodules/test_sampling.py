@@ -2,13 +2,15 @@
 
 import pytest
 
+from datamodules.ordering import EpochOrder, Part
 from datamodules.sampling import EvaluationRows, TrainingBatches
 from workbench.errors import UserError
 
 
 def sampler(rows=50, batch_size=8, seed=3, trained=0, per_epoch=None, **where):
     per_epoch = per_epoch or rows // max(1, batch_size)
-    return TrainingBatches(rows, batch_size, seed, lambda: trained, lambda: per_epoch, **where)
+    order = EpochOrder([Part("rows", rows)], seed)
+    return TrainingBatches(order, batch_size, lambda: trained, lambda: per_epoch, **where)
 
 
 def test_an_epoch_is_a_permutation_without_what_is_left_over():
@@ -48,7 +50,7 @@ def test_a_resumed_epoch_goes_on_with_its_next_batch_and_keeps_its_length():
 
 def test_position_is_read_when_an_epoch_starts():
     trained = 2
-    batches = TrainingBatches(50, 8, 3, lambda: trained, lambda: 6)
+    batches = TrainingBatches(EpochOrder([Part("rows", 50)], 3), 8, lambda: trained, lambda: 6)
     assert list(batches) == list(sampler())[2:]
     trained = 6
     assert list(batches) == list(sampler(trained=6))
