@@ -81,7 +81,8 @@ class Pairs(Dataset[Sample]):
         self.seed, self.skip = seed, skip
         self.labels = None if labels is None else torch.as_tensor(labels, dtype=torch.int64)
         array = (captions if isinstance(captions, Column) else Column(captions, CAPTIONS)).array
-        first = Column(pc.list_element(array, 0))
+        # Of single captions the texts themselves, without a copy.
+        first = Column(array.flatten() if len(array.flatten()) == len(array) else pc.list_element(array, 0))
         self.captions = first if caption_of is None else first.take(caption_of)
         self._caption_of = None if caption_of is None else torch.from_numpy(np.asarray(caption_of, dtype=np.int64))
         self.texts = len(array.flatten())

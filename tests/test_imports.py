@@ -9,12 +9,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FILES = [path for folder in ("workbench", "datamodules", "callbacks") for path in sorted((ROOT / folder).rglob("*.py"))]
-UPPER = ("workbench.tasks", "workbench.cli", "workbench.main", "workbench.config_errors")
+UPPER = ("workbench.tasks", "workbench.cli", "workbench.main", "workbench.config_errors", "workbench.data")
 FORBIDDEN = {
     "core": ("lightning", "datamodules", "callbacks", *UPPER),
     "datamodules": ("callbacks", *UPPER),
     "callbacks": ("datamodules", *UPPER),
-    "tasks": ("datamodules", "callbacks", "workbench.cli", "workbench.main", "workbench.config_errors"),
+    "tasks": ("datamodules", "callbacks", *(name for name in UPPER if name != "workbench.tasks")),
     "top": (),
 }
 

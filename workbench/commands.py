@@ -13,9 +13,13 @@ COMMANDS = {
         "a run's checkpoint into the format of another library, proven equal",
     ),
     "convert": ("workbench.export.command:convert", "any weights into the format of another library, without a run"),
+    "data": (
+        "workbench.data.command:SUBCOMMANDS",
+        "check a data set, show what the model sees of it, make shards of it",
+    ),
     "doctor": ("workbench.doctor:doctor", "check this machine: versions, devices, speed, and a self-test"),
 }
-"""Plain functions: their signature is their option list, their docstring their help."""
+"""Plain functions: their signature is their option list, their docstring their help. A dict has several, by name."""
 
 MISTAKE = 2
 INTERRUPTED = 130

@@ -94,6 +94,8 @@ def _run_command(name: str, args: list[str]) -> int:
 
     function = _load(COMMANDS[name][0])
     prog = f"python -m workbench {name}"
+    if isinstance(function, dict):
+        return _run_subcommand(function, args, prog)
     try:
         return auto_cli(function, args=args, as_positional=False, prog=prog, parser_class=StrictParser) or 0
     except ArgumentError as error:
@@ -102,6 +104,33 @@ def _run_command(name: str, args: list[str]) -> int:
         raise UserError(
             explained(str(error), inspect.signature(function).parameters, "--help lists the options")
         ) from error
+
+
+def _run_subcommand(functions: dict[str, Callable], args: list[str], prog: str) -> int:
+    from jsonargparse import ArgumentError, auto_cli
+
+    from workbench.parser import StrictParser
+
+    class Parser(StrictParser):
+        """Has no file of options: --config is an experiment, and that is the first argument here."""
+
+        def add_argument(self, *names: str, **options: Any) -> Any:
+            return None if "--config" in names else super().add_argument(*names, **options)
+
+    spelling = {"--data": "--data.class_path", "--model": "--model.class_path"}  # as `fit` takes them
+    args = [spelling.get(each, each) for each in args if each != "--config"] or ["--help"]
+    name = args[0]
+    if name not in functions and name not in ("-h", "--help"):
+        near = difflib.get_close_matches(name, functions, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise UserError(f"There is no {prog.rpartition(' ')[2]} {name!r}{hint} There are {', '.join(functions)}.")
+    try:
+        return auto_cli(functions, args=args, prog=prog, parser_class=Parser) or 0
+    except ArgumentError as error:
+        from workbench.config_errors import explained
+
+        keys = inspect.signature(functions[name]).parameters
+        raise UserError(explained(str(error), keys, f"{prog} {name} --help lists the options")) from error
 
 
 def _without_traceback(message: str) -> str:
