@@ -65,3 +65,9 @@ def check(capsys):
 def codes():
     """Return a function: what was found -> {code of a finding: its severity}."""
     return lambda found: {finding["code"]: finding["severity"] for finding in found["findings"]}
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch):
+    """However wide the one is that the tests are run in, sentences are broken at the same words."""
+    monkeypatch.setenv("COLUMNS", "120")
