@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -77,3 +79,14 @@ def test_programs_are_named_as_they_can_be_typed(monkeypatch, active):
     monkeypatch.setattr(sys, "executable", str(Path(".venv/bin/python").absolute()))
     monkeypatch.setenv("PATH", str(Path(".venv/bin").absolute()) if active else "/usr/bin")
     assert run_summary._program("tensorboard") == ("tensorboard" if active else ".venv/bin/tensorboard")
+
+
+def test_a_pipe_that_closes_is_no_traceback():
+    """As `python -m workbench --help | head -1` may, when it is slow to print."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        done = subprocess.run(
+            [sys.executable, "-u", "-m", "workbench", "--help"], stdout=closed, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 141 and done.stderr == ""

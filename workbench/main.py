@@ -6,6 +6,7 @@ Heavy imports happen behind the choice, so that `python -m workbench --help` ans
 import difflib
 import importlib
 import inspect
+import os
 import re
 import sys
 import warnings
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from workbench.commands import COMMANDS, INTERRUPTED, MISTAKE, VERBS
+from workbench.commands import CLOSED_PIPE, COMMANDS, INTERRUPTED, MISTAKE, VERBS
 from workbench.errors import Notice, UserError
 
 
@@ -38,12 +39,15 @@ def usage() -> str:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, 1 where it says so, 2 for a mistake, 130 when interrupted."""
+    """Run a command and return its exit code.
+
+    It is 0, 1 where a command says so, 2 for a mistake, 130 when interrupted, 141 when nobody reads what it prints.
+    """
     args = list(sys.argv[1:] if args is None else args)
-    if not args or args[0] in ("-h", "--help", "help"):
-        print(usage())
-        return 0
     try:
+        if not args or args[0] in ("-h", "--help", "help"):
+            print(usage(), flush=True)
+            return 0
         with _notices_alone():
             return _run(args)
     except UserError as error:
@@ -52,6 +56,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python still flushes at its end
+        return CLOSED_PIPE
 
 
 @contextmanager

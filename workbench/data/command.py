@@ -43,8 +43,11 @@ def check(
     plan = make_plan(config_or_path, data, model, batch_size)
     outputs.require_possible(plan)
     checked = check_plan(plan, workers, processes)
-    print(report_text(checked), flush=True)
-    for line in outputs.write(checked, seed):
+    try:
+        written = outputs.write(checked, seed)  # before the screen, which may be a pipe that closes
+    finally:
+        print(report_text(checked), flush=True)
+    for line in written:
         print(line, flush=True)
     return 1 if checked.breaks else 0
 
