@@ -417,7 +417,7 @@ READERS = {
 def test_a_jpeg_that_is_cut_short_is_refused(reader, kind):
     content = JPEGS[kind]
     for length in (0, 2, 100, len(content) // 3, len(content) * 9 // 10, len(content) - 2):
-        with pytest.raises(UserError, match=f"Picture {length} bytes cannot be read"):
+        with pytest.raises(UserError, match=f"Picture of {length:,} bytes cannot be read"):
             reader(content[:length])
 
 

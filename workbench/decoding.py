@@ -117,7 +117,7 @@ def _formats() -> list[str]:
 
 @contextmanager
 def _opened(source: str | Path | bytes) -> Iterator[Image.Image]:
-    name = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
+    name = f"of {len(source):,} bytes" if isinstance(source, bytes) else str(source)
     try:
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=_formats()) as picture:
             yield picture
