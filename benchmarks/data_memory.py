@@ -1,6 +1,6 @@
-"""Memory of loading: a table of millions of rows under 0, 2 and 4 workers, and twenty epochs over a folder of pictures.
+"""Memory of loading: a table of millions of rows under several workers, and twenty epochs over a folder of pictures.
 
-    python -m benchmarks.data_memory [--rows 10_000_000] [--epochs 20]
+    python -m benchmarks.data_memory [--rows 10_000_000] [--workers 0 2 4] [--epochs 20]
 
 The first table compares with open_clip's data set, which keeps paths and captions as Python lists: each object that a
 forked worker touches has its reference count written, so its page is copied. Memory is PSS, the resident pages of the
@@ -135,6 +135,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--steps", type=int, default=400, help="batches of an epoch over the large table")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2, 4])
     parser.add_argument("--measure", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -150,7 +151,7 @@ def main() -> None:
         print(f"{options.rows:,} rows, {path.stat().st_size / 1e6:.0f} MB of text; {options.steps} batches of {_BATCH}")
         print("| data set | workers | MB in epoch 1 | MB in epoch 3 |\n|---|---:|---:|---:|")
         for what in ("ours", "open_clip"):
-            for workers in (0, 2, 4):
+            for workers in options.workers:
                 found = measured(what, path, workers, 3, options.steps)
                 print(f"| {what} | {workers} | {found['first']:,.0f} | {found['last']:,.0f} |", flush=True)
     with tempfile.TemporaryDirectory() as temporary:

@@ -25,7 +25,8 @@ Picture = Image.Image | bytes
 """A picture, or the file that it is encoded in."""
 Transform = Callable[[Picture], Tensor]
 Sample = dict[str, Any]
-_TEXTS_AT_ONCE = 65536
+_TEXTS_AT_ONCE = 8192
+_TOKENS_OF_A_TEXT = 16
 _OTHERS = 100
 """Rows that are tried in the place of one that cannot be read."""
 
@@ -190,7 +191,10 @@ def _starts(lengths: np.ndarray) -> Tensor:
 
 def _tokenize_without_padding(texts: pa.Array, context_length: int) -> tuple[Tensor, np.ndarray, int]:
     """Return the texts' tokens one after another in uint16, the length of each, and how many had to be cut."""
-    parts, lengths, truncated = [torch.empty(0, dtype=torch.uint16)], [np.empty(0, dtype=np.int64)], 0
+    # One array that grows: pieces to be joined would leave the heap full of holes, as large again as the tokens.
+    # What is reserved and not written takes no memory.
+    ids, lengths = np.empty(len(texts) * _TOKENS_OF_A_TEXT, dtype=np.uint16), np.empty(len(texts), dtype=np.int64)
+    end, truncated = 0, 0
     for first in range(0, len(texts), _TEXTS_AT_ONCE):
         # With one position more than there are, too long a text shows by filling it; a second pass would cost as much.
         some = texts[first : first + _TEXTS_AT_ONCE].to_pylist()
@@ -200,9 +204,12 @@ def _tokenize_without_padding(texts: pa.Array, context_length: int) -> tuple[Ten
         truncated += int(too_long.sum())
         tokens[too_long, context_length - 1] = EOT
         length = length.clamp(max=context_length)
-        parts.append(tokens[torch.arange(context_length + 1) < length[:, None]].to(torch.uint16))
-        lengths.append(length.numpy())
-    return torch.cat(parts), np.concatenate(lengths), truncated
+        start, end = end, end + int(length.sum())
+        if end > len(ids):
+            ids = np.concatenate([ids[:start], np.empty(max(end, 2 * len(ids)) - start, dtype=np.uint16)])
+        ids[start:end] = tokens[torch.arange(context_length + 1) < length[:, None]].numpy()
+        lengths[first : first + len(some)] = length
+    return torch.from_numpy(ids[:end]), lengths, truncated
 
 
 def collate(samples: list[Sample]) -> Sample:
