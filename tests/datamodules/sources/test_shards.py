@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.sources import remote, shards, tar_members
+from datamodules.sources import remote, shard_samples, shards, tar_members
 from datamodules.sources.shards import read_shards
 from datamodules.sources.source import CAPTIONS, Column, ReadOptions, Source
 from datamodules.sources.write_shards import write_shards
@@ -132,7 +132,7 @@ def test_grouping_by_webdatasets_rule():
     assert [source.pictures.read(row) for row in range(3)] == [b"one", b"two", b"three"]
 
 
-@pytest.mark.parametrize("ending", shards.PICTURES)
+@pytest.mark.parametrize("ending", shard_samples.PICTURES)
 def test_endings_of_pictures(ending):
     assert read([("1.txt", "caption"), (f"1.{ending}", "x")]).pictures.read(0) == b"x"
 
@@ -230,7 +230,7 @@ def test_what_is_no_caption(value):
     ],
 )
 def test_members_that_cannot_be_read(member, what, monkeypatch):
-    monkeypatch.setattr(shards, "LONGEST_TEXT", 1999 if len(member[1]) < 3000 else 200_000)
+    monkeypatch.setattr(shard_samples, "LONGEST_TEXT", 1999 if len(member[1]) < 3000 else 200_000)
     with pytest.raises(UserError, match=rf"^one\.tar/{what}"):
         read([("1.jpg", "x"), member])
 
