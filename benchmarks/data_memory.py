@@ -73,12 +73,17 @@ def ours(path: Path, workers: int, epochs: int, steps: int) -> dict:
     loader = data._loader("train", batch_sampler=batches)
     found = []
     for _ in range(epochs):
-        for number, _batch in enumerate(loader):
-            if number == steps - 1:
-                found.append(pss() - before)
-                break
+        found.append(after(steps, loader) - before)
         trained += steps
     return {"first": found[0], "last": found[-1]}
+
+
+def after(steps: int, loader: torch.utils.data.DataLoader) -> float:
+    """Return the memory after so many batches of an epoch."""
+    batches = iter(loader)  # kept, as its workers go with it
+    for _ in range(steps):
+        next(batches)
+    return pss()
 
 
 class Lists(torch.utils.data.Dataset):
@@ -103,12 +108,7 @@ def lists(path: Path, workers: int, epochs: int, steps: int) -> dict:
     before = pss()
     data = Lists(path, open_clip.image_transform(32, is_train=True), open_clip.get_tokenizer("RN50"))
     loader = torch.utils.data.DataLoader(data, _BATCH, shuffle=True, num_workers=workers, drop_last=True)
-    found = []
-    for _ in range(epochs):
-        for number, _batch in enumerate(loader):
-            if number == steps - 1:
-                found.append(pss() - before)
-                break
+    found = [after(steps, loader) - before for _ in range(epochs)]
     return {"first": found[0], "last": found[-1]}
 
 
