@@ -1,5 +1,6 @@
 """Samples of tar shards: grouping, captions, the kept index, remote shards, and reading in workers."""
 
+import functools
 import io
 import json
 import multiprocessing
@@ -510,6 +511,25 @@ def test_remote_shards(file_server, own_cache, caplog):
     assert (
         "fetched" not in caplog.text and len([asked for asked in file_server.asked if asked[0].endswith(".tar")]) == 3
     )
+
+
+def test_remote_shards_of_a_server_that_fails_in_the_middle(file_server, own_cache, monkeypatch):
+    """Both when they are indexed and when one that has gone from the cache is read; what is left to ask for is tested in
+    test_remote."""
+    monkeypatch.setattr(shards, "_THREADS", 1)
+    address = serve(file_server, several(2))
+    half = len(file_server.files["s/000.tar"]) // 2
+    breaks = functools.partial(file_server.whole, size=half)
+    file_server.answers.append(breaks)
+    source = read_shards(f"{address}/{{000..001}}.tar", NOTHING_SAID)
+    assert [path for path, _ in file_server.asked].count("s/000.tar") == 2
+    for path in (own_cache / "remote").glob("*.tar"):
+        path.unlink()
+    file_server.asked.clear()
+    file_server.answers.append(breaks)
+    expected = [f"picture {row // 5}-{row % 5}".encode() for row in range(10)]
+    assert [source.pictures.read(row) for row in range(10)] == expected
+    assert [path for path, _ in file_server.asked] == ["s/000.tar", "s/000.tar", "s/001.tar"]
 
 
 def test_a_remote_shard_that_was_deleted_is_fetched_again(file_server, own_cache):
