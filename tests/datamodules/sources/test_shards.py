@@ -514,8 +514,8 @@ def test_remote_shards(file_server, own_cache, caplog):
 
 
 def test_remote_shards_of_a_server_that_fails_in_the_middle(file_server, own_cache, monkeypatch):
-    """Both when they are indexed and when one that has gone from the cache is read; what is left to ask for is tested in
-    test_remote."""
+    """Both when they are indexed and when one that has gone from the cache is read."""
+    # How much is asked for again is tested in test_remote.
     monkeypatch.setattr(shards, "_THREADS", 1)
     address = serve(file_server, several(2))
     half = len(file_server.files["s/000.tar"]) // 2
