@@ -99,7 +99,7 @@ class Recorder(L.Callback):
 
 def run(tmp_path, callbacks, lr=1e-3, steps=4, **trainer):
     L.seed_everything(0, verbose=False)
-    task = ContrastiveTask("tiny-vit", warmup=0, schedule="constant", optimizer=lambda p: AdamW(p, lr=lr))
+    task = ContrastiveTask(architecture="tiny-vit", warmup=0, schedule="constant", optimizer=lambda p: AdamW(p, lr=lr))
     data = OpenMojiDataModule(batch_size=16, image_size=32, num_workers=0)
     options = {"limit_val_batches": 0, "max_steps": steps, "log_every_n_steps": 1} | trainer
     fitted = L.Trainer(
@@ -152,7 +152,7 @@ def test_zero_shot_finds_what_was_trained(tmp_path, colours):
     L.seed_everything(0, verbose=False)
     data = ClassificationDataModule(str(colours), image_size=32, batch_size=2, num_workers=0)
     monitor = ZeroShotMonitor(ClassificationDataModule(str(colours), num_workers=0), name="colours")
-    task = ContrastiveTask("tiny-vit", warmup=0, optimizer=lambda p: AdamW(p, lr=2e-3))
+    task = ContrastiveTask(architecture="tiny-vit", warmup=0, optimizer=lambda p: AdamW(p, lr=2e-3))
     trainer = L.Trainer(
         max_epochs=60,
         accelerator="cpu",

@@ -12,7 +12,7 @@ from datamodules.openmoji import OpenMojiDataModule
 from workbench.errors import UserError
 from workbench.optimization import ParameterRule
 from workbench.tasks import ContrastiveTask
-from workbench.tasks.contrastive import total_optimizer_steps
+from workbench.tasks.training import total_optimizer_steps
 
 
 class LossRecorder(L.Callback):
@@ -29,7 +29,7 @@ def fit(tmp_path, task=None, steps=3, trainer=None, data=None, **changes):
     L.seed_everything(0, verbose=False)
     if task is None:
         changes = {"warmup": 0, "optimizer": lambda p: AdamW(p, lr=1e-3, weight_decay=0.2)} | changes
-        task = ContrastiveTask("tiny-vit", **changes)
+        task = ContrastiveTask(architecture="tiny-vit", **changes)
     data = OpenMojiDataModule(**({"batch_size": 16, "image_size": 32, "num_workers": 0} | (data or {})))
     recorder = LossRecorder()
     options = {
@@ -108,7 +108,7 @@ def test_metrics_and_chance_levels(tmp_path):
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_recall_of_copied_features_is_one(tmp_path, monkeypatch, shuffled):
     """If both towers gave the picture's number as a one-hot vector, every recall would be 1; shuffled, about 0."""
-    task = ContrastiveTask("tiny-vit", warmup=0)
+    task = ContrastiveTask(architecture="tiny-vit", warmup=0)
     state = {"order": torch.randperm(190, generator=torch.Generator().manual_seed(0)), "seen": 0}
 
     def one_hot(batch):
@@ -142,13 +142,13 @@ def test_temperature_learned_frozen_scheduled(tmp_path):
     assert float(frozen.clip.logit_scale) == pytest.approx(start, abs=1e-7)
     assert float(scheduled.clip.logit_scale) == pytest.approx(math.log(40), abs=1e-6)
     with pytest.raises(UserError, match="temperature_end"):
-        ContrastiveTask("tiny-vit", temperature_end=0.01, freeze_temperature=True)
+        ContrastiveTask(architecture="tiny-vit", temperature_end=0.01, freeze_temperature=True)
 
 
 def test_frozen_tower_does_not_move_and_takes_no_state(tmp_path):
     rules = [ParameterRule(r"visual\.", lr=0.0)]
     L.seed_everything(0, verbose=False)
-    start = ContrastiveTask("tiny-vit")
+    start = ContrastiveTask(architecture="tiny-vit")
     start.configure_model()
     task, trainer, _ = fit(tmp_path, parameter_rules=rules)
     for name, parameter in task.clip.named_parameters():
@@ -201,7 +201,7 @@ def test_checkpoint_describes_itself_and_refuses_another_model(tmp_path):
     about = checkpoint["workbench"]
     assert (about["architecture"], about["image_size"], about["activation"]) == ("tiny-vit", 32, "quick_gelu")
     assert about["total_steps"] == 3
-    other = ContrastiveTask("tiny-rn", warmup=0)
+    other = ContrastiveTask(architecture="tiny-rn", warmup=0)
     with pytest.raises(UserError, match="architecture tiny-vit in the checkpoint, tiny-rn in the configuration"):
         other.on_load_checkpoint(checkpoint)
     with pytest.raises(UserError, match="not a checkpoint of a workbench run"):

@@ -139,7 +139,7 @@ def test_half_weights_train_in_fp32():
 
 @pytest.mark.parametrize("setting, value", [("interpolation", "bilinear"), ("image_size", 64), ("context_length", 20)])
 def test_in_python_data_of_another_model_are_refused(setting, value):
-    task = ContrastiveTask("tiny-vit", warmup=0)
+    task = ContrastiveTask(architecture="tiny-vit", warmup=0)
     data = OpenMojiDataModule(batch_size=16, image_size=32, num_workers=0)
     options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     setattr(data, setting, value)
@@ -147,7 +147,9 @@ def test_in_python_data_of_another_model_are_refused(setting, value):
         L.Trainer(max_steps=1, limit_val_batches=0, **options).fit(task, datamodule=data)
     again = OpenMojiDataModule(batch_size=16, num_workers=0)
     again.follow(task.described())
-    L.Trainer(max_steps=1, limit_val_batches=0, **options).fit(ContrastiveTask("tiny-vit", warmup=0), datamodule=again)
+    L.Trainer(max_steps=1, limit_val_batches=0, **options).fit(
+        ContrastiveTask(architecture="tiny-vit", warmup=0), datamodule=again
+    )
 
 
 @pytest.mark.parametrize("monitor", [ZeroShotMonitor, RetrievalMonitor])
@@ -158,7 +160,9 @@ def test_data_of_monitors_are_prepared_as_the_runs(tmp_path, monitor):
             Image.new("RGB", (40, 40), color).save(tmp_path / "colours" / color / f"{number}.png")
     own = ClassificationDataModule(str(tmp_path / "colours"), num_workers=0)
     foreign(image_size=48, interpolation="bilinear")
-    task = ContrastiveTask("tiny-vit", "theirs", context_length=20, interpolate_positions=True, warmup=0)
+    task = ContrastiveTask(
+        architecture="tiny-vit", weights="theirs", context_length=20, interpolate_positions=True, warmup=0
+    )
     data = ClassificationDataModule(str(tmp_path / "colours"), batch_size=2, num_workers=0)
     data.follow(task.described())
     options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}

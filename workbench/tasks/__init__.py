@@ -2,5 +2,6 @@
 
 from workbench.tasks.base import Task
 from workbench.tasks.contrastive import ContrastiveTask
+from workbench.tasks.training import TrainingTask
 
-__all__ = ["ContrastiveTask", "Task"]
+__all__ = ["ContrastiveTask", "Task", "TrainingTask"]

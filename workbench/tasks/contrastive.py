@@ -2,35 +2,22 @@
 
 import math
 import os
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from workbench import distributed, losses
 from workbench.chunking import encode_in_chunks
 from workbench.errors import UserError
 from workbench.evaluation import embedding_space, retrieval
-from workbench.optimization import (
-    ParameterRule,
-    group_table,
-    parameter_groups,
-    schedule,
-    use_fused,
-    warmup_steps,
-)
 from workbench.randomness import mixed_seed
-from workbench.tasks.base import Task
+from workbench.tasks.training import TrainingTask
 
-OptimizerFactory = Callable[[Iterable], Optimizer]
 RECALL_AT = (1, 5, 10)
 
 
-class ContrastiveTask(Task):
+class ContrastiveTask(TrainingTask):
     """Train both towers so that pairs find each other in the batch (Radford et al. 2021, section 2.3).
 
     The batch of one optimizer step is the datamodule's `batch_size`, over all processes. `encode_chunk` makes it
@@ -38,77 +25,28 @@ class ContrastiveTask(Task):
     a contrastive batch of its own, with fewer negatives.
 
     Args:
-        architecture: see `Task`, as for `weights`, `image_size`, `context_length`, `activation`,
-            `interpolate_positions`, `init`, `temperature_init`, `patch_dropout`, `gradient_checkpointing` and
-            `compile`.
-        weights: see `Task`.
-        image_size: see `Task`.
-        context_length: see `Task`.
-        activation: see `Task`.
-        interpolate_positions: see `Task`.
-        init: see `Task`.
-        temperature_init: see `Task`.
-        patch_dropout: see `Task`.
-        gradient_checkpointing: see `Task`.
-        compile: see `Task`.
-        optimizer: AdamW with the paper's values by default: lr 5e-4, betas 0.9 / 0.98, eps 1e-6, weight
-            decay 0.2 (tables 18 and 19, ViT). Adam's fused kernels are used where the device has them.
-        warmup: linear warm-up, in steps (an int) or as a fraction of the run (a float below 1).
-        schedule: what follows the warm-up, per step: `cosine`, `linear` or `constant`.
-        parameter_rules: ordered table of patterns for freezing, learning rates and weight decay, see
-            `workbench.optimization.ParameterRule`. The temperature's own learning rate is a row:
-            `{match: logit_scale, lr: 0.1}`.
         freeze_temperature: keep `logit_scale` as it starts.
         temperature_end: not learned but scheduled: from `temperature_init` to this, geometrically, over the run.
         logit_scale_max: clamp of exp(logit_scale), applied after each optimizer step (100, section 2.5).
         encode_chunk: pairs encoded at a time on each process, see `workbench.chunking`; null for all at once.
+        training: see `TrainingTask` and `Task`.
     """
 
     def __init__(
         self,
-        architecture: str | None = None,
-        weights: str | None = None,
-        image_size: int | None = None,
-        context_length: int | None = None,
-        activation: str | None = None,
-        interpolate_positions: bool = False,
-        init: str | dict[str, str] = "openai",
-        temperature_init: float = 0.07,
-        patch_dropout: float = 0.0,
-        gradient_checkpointing: bool = False,
-        compile: bool = False,
-        optimizer: OptimizerFactory = lambda p: AdamW(p, lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2),
-        warmup: int | float = 0.1,
-        schedule: str = "cosine",
-        parameter_rules: list[ParameterRule] | None = None,
+        *,
         freeze_temperature: bool = False,
         temperature_end: float | None = None,
         logit_scale_max: float = 100.0,
         encode_chunk: int | None = None,
+        **training: Any,
     ):
-        super().__init__(
-            architecture,
-            weights,
-            image_size,
-            context_length,
-            activation,
-            interpolate_positions,
-            init,
-            temperature_init,
-            patch_dropout,
-            gradient_checkpointing,
-            compile,
-        )
-        # Not the optimizer: a callable would not load with weights_only=True. config.yaml has it.
-        self.save_hyperparameters(ignore=["optimizer", "parameter_rules"])
+        super().__init__(**training)
         if temperature_end is not None and (freeze_temperature or temperature_end <= 0):
             raise UserError(
                 f"temperature_end is {temperature_end}: give a temperature above 0, and not together with "
                 "freeze_temperature."
             )
-        self.optimizer_factory = optimizer
-        self.parameter_rules = parameter_rules or []
-        self.total_steps: int | None = None
         self._step_seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         self._features: list[tuple[Tensor, Tensor]] = []
         self.last_batch: dict[str, Tensor] | None = None
@@ -170,44 +108,6 @@ class ContrastiveTask(Task):
         progress = min(1.0, step / self.total_steps)
         start = self.hparams.temperature_init
         self.clip.logit_scale.fill_(-(math.log(start) + progress * (math.log(end) - math.log(start))))
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        """Build the optimizer over the rules' groups, and the per-step schedule; say once what trains how."""
-        self.total_steps = total_optimizer_steps(self.trainer)
-        warmup = warmup_steps(self.hparams.warmup, self.total_steps)
-        try:
-            probe = self.optimizer_factory([torch.nn.Parameter(torch.zeros(1))]).defaults
-        except (ValueError, TypeError) as error:
-            raise UserError(f"The optimizer refuses its settings: {error}.") from error
-        groups = parameter_groups(self.clip, probe.get("weight_decay", 0.0), self.parameter_rules)
-        for group in groups:
-            group["lr"] = probe["lr"] * group["lr_multiplier"]
-        table = group_table(self.clip, groups)
-        rank_zero_info(f"{self.total_steps} optimizer steps, {warmup} of them warm-up. What is trained:\n{table}")
-        optimizer = self.optimizer_factory(groups)
-        use_fused(optimizer)
-        scheduler = LambdaLR(optimizer, schedule(self.hparams.schedule, warmup, self.total_steps))
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "train/learning_rate"},
-        }
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the length of the schedule to what every task's checkpoint says."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["workbench"]["total_steps"] = self.total_steps
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check the model as every task does; say so when the schedule's length has changed."""
-        super().on_load_checkpoint(checkpoint)
-        before = checkpoint["workbench"].get("total_steps")
-        if self.trainer.training and before is not None:
-            now = total_optimizer_steps(self.trainer)
-            if before != now:
-                rank_zero_info(
-                    f"The checkpoint's run was {before} steps long and this one is {now}: the schedule is "
-                    "that of the new length, so the learning rate jumps here."
-                )
 
     # Validation and test
 
@@ -272,25 +172,3 @@ def gathered_contrastive(image_features: Tensor, text_features: Tensor, logit_sc
         all_text_features=distributed.gather_features(text_features),
         offset=distributed.rank() * len(image_features),
     )
-
-
-def total_optimizer_steps(trainer: Any) -> int:
-    """Return the optimizer steps of the whole run, from the datamodule and the Trainer's limits.
-
-    Not `trainer.estimated_stepping_batches`: reading it builds the loaders before a checkpoint is restored
-    (Lightning #20550).
-    """
-    batches = trainer.datamodule.batches_per_epoch
-    per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
-    epochs = trainer.max_epochs if trainer.max_epochs not in (None, -1) else math.inf
-    total = per_epoch * epochs
-    if trainer.max_steps not in (None, -1):
-        total = min(total, trainer.max_steps)
-    if total == math.inf:
-        raise UserError("The run has no end, so the schedule has none; set trainer.max_epochs or trainer.max_steps.")
-    if total < 1:
-        raise UserError(
-            f"The run has no step: {batches} batches an epoch, max_epochs {trainer.max_epochs}, "
-            f"max_steps {trainer.max_steps}."
-        )
-    return int(total)
