@@ -1,6 +1,5 @@
 """What tells, while it trains, whether a run goes well: speed, gradients, chance level, temperature."""
 
-import math
 import time
 from typing import Any
 
@@ -74,11 +73,11 @@ class GradientNormMonitor(Callback):
 
 
 class ChanceLevelMonitor(Callback):
-    """Say once, and what to change, when the loss stays at ln N: the level of features that tell nothing apart.
+    """Say once, and what to change, when the loss stays at chance: ln N, the level of features that tell nothing apart.
 
     Args:
         patience: logged steps in a row.
-        tolerance: distance from ln N, in nats, that counts as staying there.
+        tolerance: distance from chance, in nats, that counts as staying there.
     """
 
     def __init__(self, patience: int = 20, tolerance: float = 0.05):
@@ -97,7 +96,7 @@ class ChanceLevelMonitor(Callback):
         if self._steps >= self.patience:
             self._said = True
             rank_zero_warn(
-                f"The loss has stayed at its chance level, ln {round(math.exp(chance))} = {chance:.2f}, for "
+                f"The loss has stayed at its chance level, {chance:.2f}, for "
                 f"{self._steps} logged steps (now step {trainer.global_step}, loss {loss:.2f}): the model tells no "
                 "pair from another. Most often the learning rate is too high (try a tenth) or still in a long warm-up; "
                 "else look at the data: captions that do not belong to their pictures, or all alike."

@@ -48,8 +48,8 @@ class ImageTextDataModule(ImageDataModule):
         val_fraction: share of the rows that is held out when `val` is null. Rows that have a caption or a picture in
             common stay together, so that val has neither of train's.
         several_captions: of one picture: `sample` draws one of them for each epoch, from the seed; `all` takes each as
-            a training pair of its own, with the picture's number as its label. `ContrastiveTask` takes pairs with equal
-            labels for negatives of each other, so keep them apart with `avoid_false_negatives`.
+            a training pair of its own, with the picture's number as its label, by which `ContrastiveTask` takes a
+            picture's pairs for positives of each other.
         image_column: header of the picture paths or bytes; null takes the usual names.
         caption_column: header of the captions; null takes the usual names.
         root: folder that relative paths start from; null takes the table's own. Paths may not leave it, unless

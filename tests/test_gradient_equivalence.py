@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from workbench import distributed, gradient_equivalence
-from workbench.gradient_equivalence import PARTS, relative_errors
+from workbench import distributed, gradient_equivalence, losses
+from workbench.gradient_equivalence import LOSSES, PARTS, relative_errors
 
 
-def test_every_way_gives_the_same_gradient():
-    errors = relative_errors("tiny-vit", pairs=16, processes=2)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_way_gives_the_same_gradient(loss):
+    errors = relative_errors("tiny-vit", pairs=16, processes=2, loss=loss)
     assert list(errors) == ["chunked", "2 processes", "2 processes, chunked"]
     for way, parts in errors.items():
         assert set(parts) == set(PARTS)
@@ -20,14 +21,14 @@ def test_a_loss_counted_once_per_chunk_is_noticed(monkeypatch):
     """The accident that the proof is for: every chunk has a loss of its own, so the temperature's gradient grows."""
     plain = gradient_equivalence.gradients("tiny-vit", 16, None)
 
-    def forward(self, images, patches, tokens):
+    def forward(self, images, patches, tokens, groups):
         features = [
             (self.clip.encode_image(i, p), self.clip.encode_text(t))
             for i, p, t in zip(images.split(4), patches.split(4), tokens.split(4), strict=True)
         ]
         image, text = (torch.cat(part) for part in zip(*features, strict=True))
         scale = self.clip.logit_scale.exp()
-        return sum(gradient_equivalence.losses.contrastive(image, text, scale) for _ in range(4))
+        return sum(losses.contrastive(image, text, scale) for _ in range(4))
 
     monkeypatch.setattr(gradient_equivalence.ContrastiveStep, "forward", forward)
     wrong = gradient_equivalence.gradients("tiny-vit", 16, 4)

@@ -5,6 +5,7 @@ the gradients of per-process losses, or of per-chunk losses, does not have this 
 how features are gathered and on how often the loss is counted.
 """
 
+import math
 import os
 import tempfile
 from datetime import timedelta
@@ -16,15 +17,17 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from workbench import losses
+from workbench import objectives
 from workbench.chunking import encode_in_chunks
-from workbench.distributed import gather_features, rank, world_size
+from workbench.distributed import rank, world_size
 from workbench.models import CLIP, create_model
+from workbench.objectives import gather_pairs
 
 _TIMEOUT = timedelta(minutes=2)
 """Where processes cannot reach each other, say so instead of waiting for half an hour."""
 _PATCH_DROPOUT = 0.25
 PARTS = ("image tower", "text tower", "logit_scale")
+LOSSES = ("contrastive", "multi_positive", "sigmoid", "distillation")
 
 
 class ContrastiveStep(nn.Module):
@@ -33,25 +36,26 @@ class ContrastiveStep(nn.Module):
     Args:
         clip: the model, with a ViT.
         chunk: pairs encoded at a time, None for all.
+        loss: one of `LOSSES`; distillation is of the pixels themselves.
     """
 
-    def __init__(self, clip: CLIP, chunk: int | None = None):
+    def __init__(self, clip: CLIP, chunk: int | None = None, loss: str = "contrastive"):
         super().__init__()
-        self.clip, self.chunk = clip, chunk
+        self.clip, self.chunk, self.loss = clip, chunk, loss
 
-    def forward(self, images: Tensor, patches: Tensor, tokens: Tensor) -> Tensor:
-        """Return the loss of this process's normalised images [B, 3, S, S], their patches, and tokens [B, L]."""
+    def forward(self, images: Tensor, patches: Tensor, tokens: Tensor, groups: Tensor) -> Tensor:
+        """Return the loss of this process's normalised images [B, 3, S, S], their patches, tokens [B, L] and groups."""
         visual = self.clip.visual
         image = encode_in_chunks(self.clip.encode_image, images, patches, chunk=self.chunk, module=visual)
         text = encode_in_chunks(self.clip.encode_text, tokens, chunk=self.chunk)
-        return losses.contrastive(
-            image,
-            text,
-            self.clip.logit_scale.exp(),
-            all_image_features=gather_features(image),
-            all_text_features=gather_features(text),
-            offset=rank() * len(image),
-        )
+        pairs = gather_pairs(image, text, groups if self.loss in ("multi_positive", "sigmoid") else None)
+        scale = self.clip.logit_scale.exp()
+        if self.loss == "sigmoid":
+            return objectives.sigmoid(pairs, scale, scale.new_tensor(-math.log(len(pairs.everyone[0]) - 1)))
+        if self.loss == "distillation":
+            teacher = gather_pairs(images.flatten(1)[:, :64], images.flatten(1)[:, -64:])
+            return objectives.logit_distillation(pairs, scale, teacher, scale.detach())
+        return objectives.softmax(pairs, scale)
 
 
 def example_batch(clip: CLIP, pairs: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -69,11 +73,11 @@ def example_batch(clip: CLIP, pairs: int, seed: int = 0) -> tuple[Tensor, Tensor
     return images, tokens
 
 
-def gradients(architecture: str, pairs: int, chunk: int | None) -> dict[str, Tensor]:
+def gradients(architecture: str, pairs: int, chunk: int | None, loss: str = "contrastive") -> dict[str, Tensor]:
     """Return the gradient of each of `PARTS`, flattened, of this process's share of `pairs` example pairs.
 
-    Within a process group the shares are consecutive and DDP averages the gradients. A quarter of the patches is
-    dropped, the same of each picture whoever encodes it.
+    Three pairs in a row have a group. Within a process group the shares are consecutive and DDP averages the gradients.
+    A quarter of the patches is dropped, the same of each picture whoever encodes it.
     """
     torch.manual_seed(0)
     clip = create_model(architecture, patch_dropout=_PATCH_DROPOUT)
@@ -81,10 +85,11 @@ def gradients(architecture: str, pairs: int, chunk: int | None) -> dict[str, Ten
     patches = clip.visual.draw_patches(pairs, torch.Generator().manual_seed(1))
     share = pairs // world_size()
     rows = slice(rank() * share, (rank() + 1) * share)
-    step: nn.Module = ContrastiveStep(clip, chunk)
+    groups = torch.arange(pairs) // 3
+    step: nn.Module = ContrastiveStep(clip, chunk, loss)
     if world_size() > 1:
         step = DistributedDataParallel(step)
-    step(images[rows], patches[rows], tokens[rows]).backward()
+    step(images[rows], patches[rows], tokens[rows], groups[rows]).backward()
     parts: dict[str, list[Tensor]] = {part: [] for part in PARTS}
     for name, parameter in clip.named_parameters():
         part = PARTS[0] if name.startswith("visual.") else PARTS[2] if name == "logit_scale" else PARTS[1]
@@ -92,21 +97,24 @@ def gradients(architecture: str, pairs: int, chunk: int | None) -> dict[str, Ten
     return {part: torch.cat(values) for part, values in parts.items()}
 
 
-def relative_errors(architecture: str = "tiny-vit", pairs: int = 16, processes: int = 2) -> dict[str, dict[str, float]]:
+def relative_errors(
+    architecture: str = "tiny-vit", pairs: int = 16, processes: int = 2, loss: str = "contrastive"
+) -> dict[str, dict[str, float]]:
     """Compare every way of computing the gradient with the plain one, in fp32 on the CPU.
 
     Args:
         architecture: a model without batch normalisation, whose statistics do depend on the chunk.
         pairs: of the whole batch; a multiple of 2 x `processes`.
         processes: of the distributed ways (gloo).
+        loss: one of `LOSSES`.
 
     Returns:
         way -> part -> ||g - g_plain|| / ||g_plain||.
     """
-    plain = gradients(architecture, pairs, None)
+    plain = gradients(architecture, pairs, None, loss)
     chunk = pairs // (2 * processes)
-    ways = {"chunked": gradients(architecture, pairs, chunk)}
-    whole, chunked = _in_processes(architecture, pairs, (None, chunk), processes)
+    ways = {"chunked": gradients(architecture, pairs, chunk, loss)}
+    whole, chunked = _in_processes(architecture, pairs, (None, chunk), processes, loss)
     ways |= {f"{processes} processes": whole, f"{processes} processes, chunked": chunked}
     return {
         way: {part: float((found[part] - plain[part]).norm() / plain[part].norm()) for part in PARTS}
@@ -115,15 +123,15 @@ def relative_errors(architecture: str = "tiny-vit", pairs: int = 16, processes: 
 
 
 def _in_processes(
-    architecture: str, pairs: int, chunks: tuple[int | None, ...], processes: int
+    architecture: str, pairs: int, chunks: tuple[int | None, ...], processes: int, loss: str
 ) -> list[dict[str, Tensor]]:
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_worker, (architecture, pairs, chunks, processes, folder), nprocs=processes)
+        mp.spawn(_worker, (architecture, pairs, chunks, processes, loss, folder), nprocs=processes)
         return torch.load(Path(folder, "gradients.pt"), weights_only=True)
 
 
 def _worker(
-    rank: int, architecture: str, pairs: int, chunks: tuple[int | None, ...], processes: int, folder: str
+    rank: int, architecture: str, pairs: int, chunks: tuple[int | None, ...], processes: int, loss: str, folder: str
 ) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -134,7 +142,7 @@ def _worker(
         timeout=_TIMEOUT,
     )
     try:
-        found = [gradients(architecture, pairs, chunk) for chunk in chunks]
+        found = [gradients(architecture, pairs, chunk, loss) for chunk in chunks]
         if rank == 0:
             torch.save(found, Path(folder, "gradients.pt"))
         dist.barrier()  # with some releases of torch, who leaves first lets the last wait for ever

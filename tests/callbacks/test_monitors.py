@@ -128,7 +128,7 @@ def test_loss_that_stays_at_chance_is_said_once(tmp_path, recwarn):
     monitor = ChanceLevelMonitor(patience=3, tolerance=10.0)
     run(tmp_path, [monitor], lr=0.0, steps=8)
     said = [str(w.message) for w in recwarn if "chance level" in str(w.message)]
-    assert len(said) == 1 and "ln 16 = 2.77" in said[0] and "learning rate" in said[0]
+    assert len(said) == 1 and "chance level, 2.77" in said[0] and "learning rate" in said[0]
 
 
 def test_loss_that_falls_is_not_scolded(tmp_path, recwarn):

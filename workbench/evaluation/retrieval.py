@@ -38,6 +38,7 @@ def recall_at_k(
     text_features: Tensor,
     ks: Sequence[int] = (1, 5, 10),
     text_to_image: Tensor | None = None,
+    groups: Tensor | None = None,
     block: int = 1024,
 ) -> dict[str, float]:
     """Return the share of queries with a right answer among their k nearest, both ways.
@@ -49,13 +50,14 @@ def recall_at_k(
         text_features: [M, D].
         ks: the k to report.
         text_to_image: [M], the row of the image that a text belongs to; None where M = N and pairs share a row.
+        groups: [N], of such pairs: those with equal numbers, of a class, are right answers to each other.
         block: see `ranks`.
 
     Returns:
         `image_to_text_recall@k` and `text_to_image_recall@k`, in [0, 1].
     """
     image, text = F.normalize(image_features.float(), dim=-1), F.normalize(text_features.float(), dim=-1)
-    rows = torch.arange(len(image), device=image.device)
+    rows = torch.arange(len(image), device=image.device) if groups is None else groups
     owner = rows if text_to_image is None else text_to_image
     found = {
         "image_to_text": ranks(image, text, rows, owner, block),
@@ -66,6 +68,15 @@ def recall_at_k(
     }
 
 
-def chance_recall(k: int, candidates: int) -> float:
-    """Return recall@k of a random order with one right answer."""
-    return min(1.0, k / candidates)
+def chance_recall(k: int, groups: Tensor) -> float:
+    """Return recall@k of a random order, in which those of a query's group are right answers.
+
+    Args:
+        k: answers that are looked at.
+        groups: [N], equal where pairs belong together.
+    """
+    _, number, sizes = groups.unique(return_inverse=True, return_counts=True)
+    right, candidates = sizes[number].double(), len(groups)
+    looked_at = torch.arange(min(k, candidates), dtype=torch.float64, device=groups.device)
+    wrong = ((candidates - right[:, None] - looked_at).clamp(min=0) / (candidates - looked_at)).prod(dim=1)
+    return float((1 - wrong).mean())

@@ -1,6 +1,7 @@
 """CLIP: an image tower and a text tower that share a space (Radford et al. 2021)."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,8 @@ class CLIP(TextTransformer):
     Attributes:
         visual: the image tower.
         logit_scale: scalar parameter, the logarithm of the multiplier of the cosine (1 / temperature).
-        logit_bias: scalar buffer added to the logits, where the architecture has one; the softmax loss cannot see it.
+        logit_bias: scalar parameter added to the logits, where the architecture has one. Frozen until
+            `learn_logit_bias`, as the softmax loss cannot see it.
         architecture: what was built, changes included.
     """
 
@@ -43,7 +45,8 @@ class CLIP(TextTransformer):
         # Where OpenAI's examples look for them.
         self.vocab_size, self.visual.input_resolution = architecture.vocab_size, architecture.image_size
         self.logit_scale = nn.Parameter(torch.empty(()))
-        self.register_buffer("logit_bias", torch.zeros(()) if architecture.logit_bias else None)
+        bias = nn.Parameter(torch.zeros(()), requires_grad=False) if architecture.logit_bias else None
+        self.register_parameter("logit_bias", bias)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -65,6 +68,15 @@ class CLIP(TextTransformer):
         if self.logit_bias is not None:
             logits_per_image = logits_per_image + self.logit_bias
         return logits_per_image, logits_per_image.T
+
+    def learn_logit_bias(self) -> bool:
+        """Let `logit_bias` train, for the sigmoid loss; return whether it had to be added, as 0."""
+        added = self.logit_bias is None
+        if added:
+            self.logit_bias = nn.Parameter(torch.zeros_like(self.logit_scale))
+            self.architecture = replace(self.architecture, logit_bias=True)
+        self.logit_bias.requires_grad_(True)
+        return added
 
     def blocks(self) -> list[nn.Module]:
         """Return the residual blocks of both towers: the units to compile, shard or recompute."""

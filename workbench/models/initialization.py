@@ -52,7 +52,7 @@ def _truncated(tensor: Tensor, context: Context) -> None:
 
 
 FAMILIES: dict[str, str] = {
-    "logit_scale": r"logit_scale",
+    "logit_scale": r"logit_(scale|bias)",
     "token_embedding": r"token_embedding\.weight",
     "text_position": r"positional_embedding",
     "text_attention_in": r"transformer\..*\.in_proj_weight",
@@ -78,7 +78,7 @@ FAMILIES: dict[str, str] = {
 """Tensor family -> pattern of OpenAI's names, the first full match; `visual.trunk.*` of timm keeps timm's own."""
 
 _PYTORCH: dict[str, Rule] = {
-    "logit_scale": lambda tensor, context: None,  # set from temperature_init, which every preset leaves alone
+    "logit_scale": lambda tensor, context: None,  # from temperature_init, and 0, whatever the preset
     "token_embedding": normal(lambda c: 1.0),
     # PyTorch has no default for bare parameters: positions and class token follow nn.Embedding, projections nn.Linear.
     "text_position": normal(lambda c: 1.0),

@@ -61,7 +61,7 @@ class Task(L.LightningModule):
     ):
         super().__init__()
         # Of subclasses too. The optimizer and the rules would not load with weights_only=True; config.yaml has them.
-        self.save_hyperparameters(ignore=["optimizer", "parameter_rules"])
+        self.save_hyperparameters(ignore=["optimizer", "parameter_rules", "distillation"])
         self.clip: CLIP | None = None
         self.chance: dict[str, float] = {}
         self.weights_source: dict[str, Any] | None = None

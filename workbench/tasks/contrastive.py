@@ -11,9 +11,14 @@ from workbench import distributed, losses
 from workbench.chunking import encode_in_chunks
 from workbench.errors import UserError
 from workbench.evaluation import embedding_space, retrieval
+from workbench.positives import NO_LABELS, check_positives, positive_groups
 from workbench.randomness import mixed_seed
+from workbench import objectives
+from workbench.tasks.distillation import Distillation, Teacher
+from workbench.objectives import GatheredPairs, gather_pairs
 from workbench.tasks.training import TrainingTask
 
+LOSSES = ("softmax", "sigmoid")
 RECALL_AT = (1, 5, 10)
 
 
@@ -25,6 +30,12 @@ class ContrastiveTask(TrainingTask):
     a contrastive batch of its own, with fewer negatives.
 
     Args:
+        loss: `softmax` (CLIP), or `sigmoid` (SigLIP), which adds a learned `logit_bias` to models without: it starts
+            where the first batch's loss is lowest, -ln(batch_size - 1) for a new model.
+        positives: which other pairs of the batch are positives of a pair rather than negatives: `label` those of its
+            class, or of its picture under `several_captions: all`; `caption` those of equal captions; `pair` none, as
+            CLIP and FLYP do. Null is `label` where the data have labels.
+        distillation: keep to a frozen teacher's matches or features, see `Distillation`.
         freeze_temperature: keep `logit_scale` as it starts.
         temperature_end: not learned but scheduled: from `temperature_init` to this, geometrically, over the run.
         logit_scale_max: clamp of exp(logit_scale), applied after each optimizer step (100, section 2.5).
@@ -35,6 +46,9 @@ class ContrastiveTask(TrainingTask):
     def __init__(
         self,
         *,
+        loss: str = "softmax",
+        positives: str | None = None,
+        distillation: Distillation | None = None,
         freeze_temperature: bool = False,
         temperature_end: float | None = None,
         logit_scale_max: float = 100.0,
@@ -47,30 +61,68 @@ class ContrastiveTask(TrainingTask):
                 f"temperature_end is {temperature_end}: give a temperature above 0, and not together with "
                 "freeze_temperature."
             )
+        if loss not in LOSSES:
+            raise UserError(f"loss is {loss!r}; there are {' and '.join(LOSSES)}.")
+        check_positives(positives)
+        self.distillation = distillation
+        self._starts_bias = False
+        self._teachers: list[Teacher] = []  # in a list, lest its weights be taken for the run's
         self._step_seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-        self._features: list[tuple[Tensor, Tensor]] = []
+        self._features: list[tuple[Tensor, ...]] = []
         self.last_batch: dict[str, Tensor] | None = None
 
     def configure_model(self) -> None:
-        """Build the model as every task does, and hold the temperature where it is not learned."""
+        """Build the model as every task does, with a bias for the sigmoid loss, and hold what is not learned."""
         super().configure_model()
+        if self.hparams.loss == "sigmoid":
+            self._starts_bias = self.clip.learn_logit_bias()
         if self.hparams.freeze_temperature or self.hparams.temperature_end is not None:
             self.clip.logit_scale.requires_grad_(False)
+
+    def on_fit_start(self) -> None:
+        """Refuse data without the labels that are asked for, and fetch the teacher, before anything is trained."""
+        train = getattr(self.trainer.datamodule, "datasets", {}).get("train")
+        if self.hparams.positives == "label" and getattr(train, "labels", None) is None:
+            raise UserError(NO_LABELS)
+        if self.distillation is not None:
+            self._teachers = [Teacher(self.distillation, self.hparams.weights, self.clip.architecture)]
+            self._teachers[0].to(self.device)
 
     # Training
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of a batch of `image` uint8 [B, 3, S, S] and `text` [B, L]."""
+        """Return the loss of a batch of `image` uint8 [B, 3, S, S], `text` [B, L] and maybe `label` [B]."""
         self.last_batch = batch  # for NanGuard to look into
-        image_features, text_features = self.encode(batch, batch_idx)
+        pairs = gather_pairs(*self.encode(batch, batch_idx), positive_groups(batch, self.hparams.positives))
         logit_scale = self.clip.logit_scale.exp()
-        loss = gathered_contrastive(image_features, text_features, logit_scale)
-        pairs = len(batch["image"]) * distributed.world_size()
-        self.log("train/loss", loss.detach(), sync_dist=distributed.is_distributed(), batch_size=pairs)
-        self.log("train/loss_chance", math.log(pairs), batch_size=pairs)
-        self.log("train/logit_scale", logit_scale.detach(), batch_size=pairs)
-        self.log("train/temperature", 1 / logit_scale.detach(), batch_size=pairs)
-        return loss
+        count = len(pairs.everyone[0])
+        parts = {"loss": self._loss(pairs, logit_scale)}
+        chance = math.log(count) if self.hparams.loss == "softmax" else losses.sigmoid_chance(count)
+        for teacher in self._teachers:
+            found = teacher.losses(pairs, logit_scale, batch)
+            parts |= {f"distillation_{name}": value for name, value in found.items()}
+        if pairs.groups is not None and self.hparams.loss == "softmax":
+            self._log("loss_least", losses.least(pairs.groups, pairs.all_groups), count)
+        for name, value in parts.items():
+            self._log(name, value.detach(), count)
+        self.log("train/loss_chance", chance, batch_size=count)
+        self.log("train/logit_scale", logit_scale.detach(), batch_size=count)
+        self.log("train/temperature", 1 / logit_scale.detach(), batch_size=count)
+        if self.hparams.loss == "sigmoid":
+            self.log("train/logit_bias", self.clip.logit_bias.detach(), batch_size=count)
+        return sum(parts.values())
+
+    def _log(self, name: str, value: Tensor, count: int) -> None:
+        """Log a mean over this process's rows as one over all."""
+        self.log(f"train/{name}", value, sync_dist=distributed.is_distributed(), batch_size=count)
+
+    def _loss(self, pairs: GatheredPairs, logit_scale: Tensor) -> Tensor:
+        if self.hparams.loss == "softmax":
+            return objectives.softmax(pairs, logit_scale)
+        if self._starts_bias:
+            self._starts_bias = False
+            self.clip.logit_bias.data.fill_(objectives.starting_bias(pairs, logit_scale))
+        return objectives.sigmoid(pairs, logit_scale, self.clip.logit_bias)
 
     def encode(self, batch: dict[str, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
         """Encode this process's pairs, in chunks of `encode_chunk`; two un-normalised [B, embed_dim]."""
@@ -118,15 +170,19 @@ class ContrastiveTask(TrainingTask):
     on_test_epoch_start = on_validation_epoch_start
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Keep a batch's features; the metrics are those of the whole split."""
-        self._features.append(
-            (self.encode_image_batch(batch["image"]).float(), self.encode_text_batch(batch["text"]).float())
-        )
+        """Keep a batch's features, and its labels if it has some; the metrics are those of the whole split."""
+        features = self.encode_image_batch(batch["image"]), self.encode_text_batch(batch["text"])
+        groups = positive_groups(batch, None)
+        self._features.append((*(side.float() for side in features), *([] if groups is None else [groups])))
 
     test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
-        """Log `val/loss`, retrieval and the geometry of the embedding over the whole split."""
+        """Log `val/loss`, retrieval and the geometry of the embedding over the whole split.
+
+        The loss is softmax's whatever is trained: the sigmoid loss's bias is that of one size of batch. Of labelled
+        data, any of a class's texts and pictures is a right answer.
+        """
         self._log_split("val")
 
     def on_test_epoch_end(self) -> None:
@@ -134,41 +190,25 @@ class ContrastiveTask(TrainingTask):
         self._log_split("test")
 
     def _log_split(self, split: str) -> None:
-        image, text = (distributed.gather_ragged(torch.cat(side)) for side in zip(*self._features, strict=True))
+        image, text, *labels = (
+            distributed.gather_ragged(torch.cat(side)) for side in zip(*self._features, strict=True)
+        )
         self._features.clear()
         pairs = len(image)
+        groups = labels[0] if labels else torch.arange(pairs, device=image.device)
+        positives = None if self.hparams.positives == "pair" else groups
         metrics: dict[str, Tensor | float] = {
-            "loss": losses.contrastive_in_blocks(image, text, self.clip.logit_scale.exp()),
+            "loss": losses.contrastive_in_blocks(image, text, self.clip.logit_scale.exp(), positives),
             "loss_chance": math.log(pairs),
             "alignment": embedding_space.alignment(image, text),
             "uniformity": embedding_space.uniformity(torch.cat([image, text])),
             "modality_gap": embedding_space.modality_gap(image, text),
-            **retrieval.recall_at_k(image, text, ks=RECALL_AT),
+            **retrieval.recall_at_k(image, text, ks=RECALL_AT, groups=groups),
         }
         for k in RECALL_AT:
             for direction in ("image_to_text", "text_to_image"):
-                self.chance[f"{split}/{direction}_recall@{k}"] = retrieval.chance_recall(k, pairs)
+                self.chance[f"{split}/{direction}_recall@{k}"] = retrieval.chance_recall(k, groups)
         self.chance[f"{split}/loss"] = math.log(pairs)
         # Every process holds the same gathered features, so nothing is left to reduce.
         named = {f"{split}/{name}": value for name, value in metrics.items()}
         self.log_dict(named, batch_size=pairs, rank_zero_only=False, sync_dist=False)
-
-
-def gathered_contrastive(image_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> Tensor:
-    """Return this process's share of the contrastive loss over the pairs of all processes.
-
-    Args:
-        image_features: [B, D] of this process, un-normalised.
-        text_features: [B, D].
-        logit_scale: scalar multiplier of the cosine.
-    """
-    if not distributed.is_distributed():
-        return losses.contrastive(image_features, text_features, logit_scale)
-    return losses.contrastive(
-        image_features,
-        text_features,
-        logit_scale,
-        all_image_features=distributed.gather_features(image_features),
-        all_text_features=distributed.gather_features(text_features),
-        offset=distributed.rank() * len(image_features),
-    )
