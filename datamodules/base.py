@@ -51,6 +51,9 @@ class ImageDataModule(L.LightningDataModule):
         on_error: what happens to a sample that cannot be read: `skip` notes it in the run folder and goes on with
             another in its place, `raise` stops.
         max_skipped: share of a split's samples that may be skipped before the run stops.
+        max_pixels: of a stored picture, width x height; one with more is refused by its header, before it is decoded,
+            and counts as one that cannot be read. Null leaves it to Pillow's limit against decompression bombs (179
+            million), which holds in any case.
         avoid_false_negatives: keep two pairs with the same caption, picture or class out of one batch, where possible.
 
     Attributes:
@@ -72,12 +75,16 @@ class ImageDataModule(L.LightningDataModule):
         decode: str = "scaled",
         on_error: str = "skip",
         max_skipped: float = 0.001,
+        max_pixels: int | None = None,
         avoid_false_negatives: bool = False,
     ):
         super().__init__()
         self.batch_size, self.image_size, self.interpolation = batch_size, image_size, interpolation
         self.crop_scale, self.seed, self.decode = crop_scale, seed, decode
         self.avoid_false_negatives = avoid_false_negatives
+        if max_pixels is not None and max_pixels < 1:
+            raise UserError(f"max_pixels is {max_pixels}; give at least 1, or null for no limit but Pillow's.")
+        self.max_pixels = max_pixels
         self.on_error = OnError(on_error, max_skipped)
         self.skipped = SkippedSamples(self.on_error)
         self.context_length = 77
@@ -102,8 +109,9 @@ class ImageDataModule(L.LightningDataModule):
                 None if self.crop_scale is None else tuple(self.crop_scale),
                 interpolation=self.interpolation,
                 decode=self.decode,
+                max_pixels=self.max_pixels,
             ),
-            "evaluation_transform": EvaluationTransform(self.image_size, self.interpolation),
+            "evaluation_transform": EvaluationTransform(self.image_size, self.interpolation, self.max_pixels),
             "seed": self.seed,
             "context_length": self.context_length,
             "skip": self.on_error.action == "skip",
@@ -179,7 +187,8 @@ class ImageDataModule(L.LightningDataModule):
         """Batches of an epoch, as many as the Trainer's `limit_train_batches` lets through."""
         batches = len(self.datasets["train"]) // self.batch_size
         limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
-        return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        # A number above 1 is one of batches, even where the parser has made a float of it.
+        return min(batches, int(limit)) if isinstance(limit, int) or limit > 1 else int(batches * limit)
 
     @property
     def trained(self) -> int:

@@ -452,6 +452,64 @@ def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch, reader, content):
         reader(content)
 
 
+def claiming(width, height):
+    """Return a small PNG whose header claims a size."""
+    content = bytearray(encoded(RGB, "PNG"))
+    content[16:24] = struct.pack(">II", width, height)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    return bytes(content)
+
+
+def limited(max_pixels):
+    return [
+        TrainingTransform(SIZE, max_pixels=max_pixels),
+        TrainingTransform(SIZE, decode="exact", max_pixels=max_pixels),
+        EvaluationTransform(SIZE, max_pixels=max_pixels),
+        functools.partial(load_picture, max_pixels=max_pixels),
+    ]
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_more_pixels_than_allowed_are_refused_by_the_header(monkeypatch):
+    for reader in limited(450 * 301):
+        reader(JPEGS["4:2:0"])
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    monkeypatch.setattr(ImageFile.ImageFile, "draft", lambda *_: pytest.fail("decoded"))
+    for content, size in [
+        (JPEGS["4:2:0"], "450 x 301"),
+        (encoded(PICTURE, exif=orientation(6)), "450 x 301"),
+        (encoded(PICTURE, "WEBP"), "450 x 301"),
+        (claiming(10_000, 10_000), "10,000 x 10,000"),
+    ]:
+        words = f"^Picture of {len(content):,} bytes is refused: {size} pixels .* 135,449 that --data.max_pixels allows"
+        for reader in limited(450 * 301 - 1):
+            with pytest.raises(UserError, match=words):
+                reader(content)
+
+
+def test_a_limit_above_pillows_does_not_lift_it(monkeypatch):
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    for reader in limited(10**9) + limited(10**6) + limited(None):
+        with pytest.raises(UserError, match="is refused: .*400000000 pixels.* decompression bomb"):
+            reader(claiming(20_000, 20_000))
+
+
+def test_a_picture_that_is_open_is_refused_as_well(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded(PICTURE, "PNG"))
+    few, enough = limited(450 * 301 - 1), limited(450 * 301)
+    with Image.open(tmp_path / "a.png") as picture:
+        for reader in few:
+            with pytest.raises(UserError, match=r"a\.png is refused: 450 x 301 pixels"):
+                reader(picture)
+        assert picture.tile, "not decoded yet"
+        for reader in enough:
+            reader(picture)
+        assert picture.getpixel((0, 0)) == tuple(PICTURE[0, 0]), "and it stays open"
+    for reader in few:
+        with pytest.raises(UserError, match="in memory is refused: 450 x 301 pixels"):
+            reader(Image.fromarray(PICTURE))
+
+
 def test_what_is_no_picture_is_said_without_addresses():
     for reader in READERS.values():
         with pytest.raises(UserError, match=r"15 bytes cannot be read \(no picture, or damaged at its start\)"):

@@ -9,7 +9,7 @@ hundredths of a wanted pixel, nor the filter, nor which files are refused, since
 import functools
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -56,19 +56,31 @@ _SURPLUS, _FARTHEST = 32, 2
 _REACH = 2
 
 
-def load_picture(source: str | Path | bytes) -> Image.Image:
-    """Read a picture file, or its bytes, as `readable`.
+def load_picture(source: str | Path | bytes | Image.Image, max_pixels: int | None = None) -> Image.Image:
+    """Read a picture file, its bytes, or a picture that is already open, as `readable`.
+
+    Args:
+        source: of these.
+        max_pixels: of the stored picture, width x height; None leaves it to Pillow's limit against decompression bombs
+            (twice `PIL.Image.MAX_IMAGE_PIXELS`, 179 million), which holds in any case.
 
     Raises:
-        UserError: it cannot be read: missing, empty, cut short, no picture, or more pixels than Pillow's limit
-            against decompression bombs (`PIL.Image.MAX_IMAGE_PIXELS`, twice which is refused).
+        UserError: it cannot be read: missing, empty, cut short, no picture, or of more pixels than a limit allows,
+            which is told from its header.
     """
-    with _opened(source) as picture:
+    with _opened(source, max_pixels) as picture:
         picture.load()
         return readable(picture)
 
 
-def read_crop(content: bytes, draw: Callable[[int, int], Box], size: int, interpolation: str, beyond: bool) -> Tensor:
+def read_crop(
+    content: bytes,
+    draw: Callable[[int, int], Box],
+    size: int,
+    interpolation: str,
+    beyond: bool,
+    max_pixels: int | None = None,
+) -> Tensor:
     """Return a crop of an encoded picture as uint8 [3, size, size].
 
     Args:
@@ -78,11 +90,12 @@ def read_crop(content: bytes, draw: Callable[[int, int], Box], size: int, interp
         interpolation: a key of `RESAMPLING`.
         beyond: whether the filter may look beyond the crop's edges, as it does where a picture is resized first and
             cropped then.
+        max_pixels: as `load_picture`, however small a part of them is decoded.
 
     Raises:
         UserError: as `load_picture`.
     """
-    with _opened(content) as picture:
+    with _opened(content, max_pixels) as picture:
         # Of other formats, some know only after decoding how to be turned, and none can be decoded at a fraction.
         scalable = picture.format in ("JPEG", "MPO")
         if not scalable:
@@ -116,10 +129,32 @@ def _formats() -> list[str]:
 
 
 @contextmanager
-def _opened(source: str | Path | bytes) -> Iterator[Image.Image]:
-    name = f"of {len(source):,} bytes" if isinstance(source, bytes) else str(source)
+def open_picture(source: str | Path | BytesIO | Image.Image, max_pixels: int | None = None) -> Iterator[Image.Image]:
+    """Open a picture, of which nothing is decoded yet; one that is open already stays open.
+
+    Raises:
+        Image.DecompressionBombError: it has more pixels than `max_pixels`, or than Pillow's limit.
+        Exception: Pillow raises nearly anything on a damaged file.
+    """
+    with nullcontext(source) if isinstance(source, Image.Image) else Image.open(source, formats=_formats()) as picture:
+        if max_pixels is not None and picture.width * picture.height > max_pixels:
+            raise Image.DecompressionBombError(
+                f"{picture.width:,} x {picture.height:,} pixels are more than the {max_pixels:,} that "
+                "--data.max_pixels allows."
+            )
+        yield picture
+
+
+@contextmanager
+def _opened(source: str | Path | bytes | Image.Image, max_pixels: int | None) -> Iterator[Image.Image]:
+    if isinstance(source, bytes):
+        name, source = f"of {len(source):,} bytes", BytesIO(source)
+    elif isinstance(source, Image.Image):
+        name = str(getattr(source, "filename", "") or "in memory")
+    else:
+        name = str(source)
     try:
-        with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=_formats()) as picture:
+        with open_picture(source, max_pixels) as picture:
             yield picture
     except FileNotFoundError as error:
         raise UserError(f"Picture {name} does not exist.") from error

@@ -32,7 +32,7 @@ from torchvision.transforms import (
 )
 from torchvision.transforms.functional import center_crop
 
-from workbench.decoding import RESAMPLING, Box, load_picture, read_crop, readable
+from workbench.decoding import RESAMPLING, Box, load_picture, read_crop
 from workbench.errors import UserError
 
 _LONGEST_SIDES = 64
@@ -59,14 +59,16 @@ class EvaluationTransform:
     Args:
         image_size: S.
         interpolation: a name of torchvision's `InterpolationMode`.
+        max_pixels: of a stored picture, see `load_picture`.
     """
 
-    def __init__(self, image_size: int, interpolation: str = "bicubic"):
+    def __init__(self, image_size: int, interpolation: str = "bicubic", max_pixels: int | None = None):
+        self.max_pixels = max_pixels
         self.steps = (_without_far_ends, Resize(image_size, _mode(interpolation)), CenterCrop(image_size))
 
     def __call__(self, picture: Image.Image | bytes) -> Tensor:
         """Transform one picture, or the bytes of its file; see `load_picture` for what is refused."""
-        return _transformed(picture, self.steps)
+        return _transformed(load_picture(picture, self.max_pixels), self.steps)
 
 
 class TrainingTransform:
@@ -86,6 +88,7 @@ class TrainingTransform:
             the same crop and decodes a JPEG at the smallest scale that leaves the crop 1.5 pixels a side for each of S;
             it resizes with kernels that are faster and round differently. Photographs end up 39 dB or more from the
             exact pixels, 45 as a rule; where nothing is scaled it is one level, or a few at hard edges.
+        max_pixels: of a stored picture, see `load_picture`.
     """
 
     def __init__(
@@ -96,12 +99,14 @@ class TrainingTransform:
         horizontal_flip: float = 0.0,
         interpolation: str = "bicubic",
         decode: str = "scaled",
+        max_pixels: int | None = None,
     ):
         if decode not in ("scaled", "exact"):
             raise UserError(f"decode is {decode!r}; there are scaled and exact.")
         mode = _mode(interpolation)
         self.image_size, self.scale, self.ratio = image_size, scale, ratio
         self.horizontal_flip, self.interpolation, self.decode = horizontal_flip, interpolation, decode
+        self.max_pixels = max_pixels
         if scale is None:
             self.steps = (_without_far_ends, Resize(image_size, mode), RandomCrop(image_size))
         else:
@@ -113,11 +118,12 @@ class TrainingTransform:
         """Transform one picture, or the bytes of its file; see `load_picture` for what is refused."""
         if isinstance(picture, bytes) and self.decode == "scaled" and self.interpolation in RESAMPLING:
             return self._scaled(picture)
-        return _transformed(picture, self.steps)
+        return _transformed(load_picture(picture, self.max_pixels), self.steps)
 
     def _scaled(self, content: bytes) -> Tensor:
         # The paper's crop is one of a picture that was resized as a whole, so its filter looks beyond the crop.
-        pixels = read_crop(content, self.crop, self.image_size, self.interpolation, beyond=self.scale is None)
+        beyond = self.scale is None
+        pixels = read_crop(content, self.crop, self.image_size, self.interpolation, beyond, self.max_pixels)
         if self.horizontal_flip and torch.rand(1) < self.horizontal_flip:
             pixels = pixels.flip(2)
         return pixels
@@ -140,8 +146,7 @@ class TrainingTransform:
         return left, top, left + self.image_size * x, top + self.image_size * y
 
 
-def _transformed(picture: Image.Image | bytes, steps: tuple[Callable[[Any], Any], ...]) -> Tensor:
-    picture = load_picture(picture) if isinstance(picture, bytes) else readable(picture)
+def _transformed(picture: Image.Image, steps: tuple[Callable[[Any], Any], ...]) -> Tensor:
     for step in steps:
         picture = step(picture)
     return to_uint8(picture)

@@ -232,6 +232,43 @@ def test_skipping_budget(drawn, pairs, check, codes):
     assert code == 1 and codes(found) == {"empty-files": "breaks training"}
 
 
+def test_a_limit_of_pixels(drawn, pairs, check, codes):
+    """Of an experiment, or beside a place: what a run would refuse, told from the header as there."""
+    pairs(numbers=range(20))
+    Path("pictures/3.jpg").write_bytes(encoded(drawn(3, (512, 480)), "JPEG"))
+    Path("pictures/7.jpg").write_bytes(header_only(10_000, 10_000))
+    Path("mine.yaml").write_text(
+        "model: {class_path: ContrastiveTask, init_args: {architecture: tiny-vit}}\n"
+        "data: {class_path: ImageTextDataModule, init_args:\n"
+        "  {train: pairs.csv, val: pairs.csv, batch_size: 4, max_pixels: 100_000}}\n"
+    )
+    refused = [("pictures/3.jpg", "512 x 480"), ("pictures/7.jpg", "10,000 x 10,000")]
+    for target in (["mine.yaml"], ["pairs.csv", "--data.max_pixels", "100000"]):
+        code, found, said = check(*target)
+        assert code == 1 and found["settings"]["max_pixels"] == 100_000
+        assert codes(found)["refused-pictures"] == "breaks training"
+        rows = next(each["rows"] for each in found["findings"] if each["code"] == "refused-pictures")
+        for row, (picture, size) in zip(rows, refused, strict=True):
+            assert row["picture"].endswith(picture)
+            assert row["reason"] == f"{size} pixels are more than the 100,000 that --data.max_pixels allows."
+        assert "512 x 480 pixels are more than the 100,000" in said
+    code, found, _ = check("mine.yaml", "--data.max_skipped", "0.1")
+    assert code == 0 and codes(found)["refused-pictures"] == "warning"
+    code, found, _ = check("mine.yaml", "--data.max_pixels", "null")
+    assert code == 1 and codes(found)["truncated-pictures"] == "breaks training"
+    assert "refused-pictures" not in codes(found)
+
+
+def test_postscript_is_no_picture(pairs, check, codes):
+    """Pillow would hand it to Ghostscript, which runs what is in it."""
+    name = pairs()
+    page = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n9 setlinewidth showpage\n%%EOF\n"
+    Path("pictures/3.jpg").write_bytes(page)
+    code, found, said = check(name)
+    assert code == 1 and codes(found) == {"unreadable-pictures": "breaks training"}
+    assert "cannot identify image file" in said
+
+
 def test_batch_size(pairs, check, codes):
     name = pairs()
     assert check(name, "--batch_size", "12")[0] == 0

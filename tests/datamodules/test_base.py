@@ -1,11 +1,16 @@
 """A stopped run goes on with the very next batch; loaders, limits and refusals."""
 
+import csv
+import struct
+import zlib
+
 import lightning as L
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from datamodules import ImageDataModule
+from datamodules import ImageDataModule, ImageTextDataModule
 from datamodules.base import default_workers
 from datamodules.openmoji import _Drawn
 from datamodules.pairs import Pairs
@@ -277,6 +282,56 @@ def test_truncated_captions_are_reported_once(monkeypatch):
     data.setup("fit")
     data.setup("fit")
     assert len(said) == 1 and "22 captions" in said[0] and "100.0%" in said[0] and "77 tokens" in said[0]
+
+
+@pytest.fixture
+def of_every_size(tmp_path):
+    """Write a table of 24 pictures: the fifth has more pixels than the others, and the tenth claims to."""
+    generator = np.random.default_rng(0)
+    rows = [("filepath", "caption")]
+    for number in range(24):
+        height = 300 if number == 4 else 20
+        pixels = generator.integers(0, 256, (height, 300 if number == 4 else 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.jpg")
+        rows.append((f"{number}.jpg", f"number {number}"))
+    chunks = [b"IHDR" + struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(b"0")]
+    framed = [struct.pack(">I", len(each) - 4) + each + struct.pack(">I", zlib.crc32(each)) for each in chunks]
+    (tmp_path / "9.jpg").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(framed))
+    with (tmp_path / "pairs.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return str(tmp_path / "pairs.csv")
+
+
+def of_limited_pictures(table, **options):
+    options = {"batch_size": 4, "image_size": 16, "num_workers": 0, "max_skipped": 0.1, **options}
+    return ImageTextDataModule(train=table, val=table, **options)
+
+
+@pytest.mark.parametrize("decode", ["scaled", "exact"])
+@pytest.mark.filterwarnings("ignore::workbench.errors.Notice")
+def test_pictures_over_the_limit_are_skipped_in_training_and_evaluation(of_every_size, decode):
+    data, module = of_limited_pictures(of_every_size, max_pixels=1000, decode=decode), Recorder()
+    fit(data, module, max_epochs=2, limit_val_batches=1.0)
+    rows = {row for batch, _ in module.seen for row in batch}
+    assert [len(batch) for batch, _ in module.seen] == [4] * 12 and len(rows) == 22 and not {4, 9} & rows
+    assert sum(module.validated[-6:], []) == [row for row in range(24) if row not in (4, 9)]
+    listed = data.skipped.table()
+    assert [(split, row) for split, row, *_ in listed] == [("train", 4), ("train", 9), ("val", 4), ("val", 9)]
+    assert "300 x 300 pixels are more than the 1,000 that --data.max_pixels allows" in listed[0][-1]
+
+
+def test_a_picture_over_the_limit_stops_a_run_that_skips_nothing(of_every_size):
+    data = of_limited_pictures(of_every_size, max_pixels=1000, on_error="raise")
+    with pytest.raises(UserError, match=r"pairs\.csv, line (6|11): .*[49]\.jpg: .* is refused: "):
+        fit(data, max_epochs=1)
+    with pytest.raises(UserError, match=r"line 6: .*4\.jpg: .*300 x 300 pixels .*--data.max_pixels"):
+        data.datasets["train"][0, 4]
+
+
+@pytest.mark.parametrize("max_pixels", [0, -1])
+def test_a_limit_that_leaves_nothing(max_pixels):
+    with pytest.raises(UserError, match=f"max_pixels is {max_pixels}; give at least 1"):
+        Noise(max_pixels=max_pixels)
 
 
 @pytest.mark.parametrize(("cores", "gpus", "workers"), [(1, 0, 0), (2, 0, 0), (4, 0, 3), (64, 0, 8), (64, 16, 3)])

@@ -52,7 +52,7 @@ def check_plan(plan: Plan, workers: int | None = None, processes: int = 1) -> Ch
         processes: of the training run.
     """
     started = time.perf_counter()
-    scans = scan(plan.splits, workers)
+    scans = scan(plan.splits, workers, plan.data.max_pixels)
     looking = time.perf_counter() - started
     seen = Seen(scans)
     findings = split_findings(plan)

@@ -17,8 +17,8 @@ from enum import IntEnum
 import numpy as np
 from PIL import ExifTags, Image
 
+from workbench.decoding import open_picture, readable
 from workbench.errors import UserError
-from workbench.preprocessing import readable
 
 
 class Status(IntEnum):
@@ -99,11 +99,12 @@ _PLAIN = 3  # levels of 255 that pixels of one colour may differ by
 _ANIMATED = ("GIF", "WEBP", "PNG", "TIFF", "AVIF")
 
 
-def examine(read: Callable[[], bytes | Image.Image]) -> tuple[np.void, str]:
+def examine(read: Callable[[], bytes | Image.Image], max_pixels: int | None = None) -> tuple[np.void, str]:
     """Return a `PICTURE`, and why it cannot be read, which is empty where it can.
 
     Args:
         read: returns the bytes of the picture's file or a picture, or raises `UserError`.
+        max_pixels: see `workbench.decoding.load_picture`.
     """
     record = np.zeros((), PICTURE)
     try:
@@ -121,7 +122,8 @@ def examine(read: Callable[[], bytes | Image.Image]) -> tuple[np.void, str]:
         # Pillow's of large pictures, which are reported here, and of metadata, which nobody reads.
         warnings.simplefilter("ignore")
         try:
-            flat = _decoded(content, record)
+            with open_picture(content, max_pixels) as picture:
+                flat = _decoded(picture, record)
         except Image.DecompressionBombError as error:
             record["status"] = Status.BOMB
             return record[()], str(error)
@@ -144,9 +146,8 @@ def _is_cut_short(why: str) -> bool:
     return any(sign in why for sign in ("truncated", "broken data stream", "unexpected end", "not enough image data"))
 
 
-def _decoded(content: io.BytesIO | Image.Image, record: np.ndarray) -> Image.Image:
+def _decoded(picture: Image.Image, record: np.ndarray) -> Image.Image:
     """Fill in what a file says of itself, and return its upright RGB pixels."""
-    picture = content if isinstance(content, Image.Image) else Image.open(content)
     record["width"], record["height"] = picture.size
     record["format"], record["mode"] = _number(FORMATS, picture.format or ""), _number(MODES, picture.mode)
     marks = 0

@@ -17,8 +17,8 @@ from workbench.data.checking import Check
 from workbench.data.findings import SEVERITIES, Finding, Seen, shortened
 from workbench.data.pictures import Status
 from workbench.data.report_text import printable, readable_bytes, readable_seconds, what_next
+from workbench.decoding import open_picture, readable
 from workbench.errors import UserError
-from workbench.preprocessing import readable
 
 TEMPLATE = "report.html.j2"
 _ROWS, _GROUPS, _OF_A_GROUP, _SAMPLE = 6, 3, 4, 24
@@ -159,9 +159,9 @@ def _data_url(read: Any, row: int) -> str:
         content = read(row)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = content if isinstance(content, Image.Image) else Image.open(io.BytesIO(content))
-            opened.draft("RGB", (2 * _SIDE, 2 * _SIDE))
-            picture = readable(opened).convert("RGB")
+            with open_picture(content if isinstance(content, Image.Image) else io.BytesIO(content)) as opened:
+                opened.draft("RGB", (2 * _SIDE, 2 * _SIDE))
+                picture = readable(opened).convert("RGB")
     except (UserError, OSError, ValueError, Image.DecompressionBombError):
         return ""
     picture.thumbnail((_SIDE, _SIDE))

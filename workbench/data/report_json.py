@@ -33,6 +33,7 @@ def as_values(check: Check) -> dict[str, Any]:
             "context_length": data.context_length,
             "avoid_false_negatives": data.avoid_false_negatives,
             "max_skipped": data.on_error.budget,
+            "max_pixels": data.max_pixels,
             "seed": data.seed,
         },
         "refused": check.plan.refused,

@@ -65,8 +65,8 @@ class _Task:
 
 
 class _Tasks(Dataset[Any]):
-    def __init__(self, splits: dict[str, Split], tasks: list[_Task]):
-        self.splits, self.tasks = splits, tasks
+    def __init__(self, splits: dict[str, Split], tasks: list[_Task], max_pixels: int | None):
+        self.splits, self.tasks, self.max_pixels = splits, tasks, max_pixels
 
     def __len__(self) -> int:
         return len(self.tasks)
@@ -79,18 +79,19 @@ class _Tasks(Dataset[Any]):
             return np.array([examine_caption(text) for text in texts], CAPTION), []
         records, reasons = np.empty(len(rows), PICTURE), []
         for position, row in enumerate(rows):
-            records[position], why = examine(lambda row=row: split.read(row))
+            records[position], why = examine(lambda row=row: split.read(row), self.max_pixels)
             if why:
                 reasons.append((row, why))
         return records, reasons
 
 
-def scan(splits: dict[str, Split], workers: int | None = None) -> dict[str, Scan]:
+def scan(splits: dict[str, Split], workers: int | None = None, max_pixels: int | None = None) -> dict[str, Scan]:
     """Look at every picture and caption; the result does not depend on the number of workers.
 
     Args:
         splits: to look at; one that is there under two names is looked at once.
         workers: processes; 0 for this one alone, None for as many as there are cores.
+        max_pixels: of a picture that a run would take, see `workbench.decoding.load_picture`.
 
     Returns:
         What was seen of each split.
@@ -108,7 +109,8 @@ def scan(splits: dict[str, Split], workers: int | None = None) -> dict[str, Scan
     rows = sum(map(len, different.values()))
     with tqdm(total=rows, desc="looking at pictures", unit="row", delay=1, leave=False, disable=None) as bar:
         try:
-            for task, (records, reasons) in zip(tasks, _done(different, tasks, workers), strict=True):
+            done = _done(_Tasks(different, tasks, max_pixels), workers)
+            for task, (records, reasons) in zip(tasks, done, strict=True):
                 seen = found[task.split]
                 if task.captions:
                     seen.captions[seen.starts[task.first] : seen.starts[task.last]] = records
@@ -144,13 +146,13 @@ def _tasks(splits: dict[str, Split]) -> list[_Task]:
     return tasks
 
 
-def _done(splits: dict[str, Split], tasks: list[_Task], workers: int | None) -> Iterator[Any]:
+def _done(tasks: _Tasks, workers: int | None) -> Iterator[Any]:
     workers = default_workers() if workers is None else workers
     # No more than there are tasks for: a process costs more than a few pictures.
     workers = min(workers, len(tasks) // 2)
     return iter(
         DataLoader(
-            _Tasks(splits, tasks),
+            tasks,
             batch_size=None,
             collate_fn=_as_it_is,
             num_workers=workers,

@@ -7,15 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workbench import distributed, losses
+from workbench import distributed, losses, objectives
 from workbench.chunking import encode_in_chunks
 from workbench.errors import UserError
 from workbench.evaluation import embedding_space, retrieval
+from workbench.objectives import GatheredPairs, gather_pairs
 from workbench.positives import NO_LABELS, check_positives, positive_groups
 from workbench.randomness import mixed_seed
-from workbench import objectives
 from workbench.tasks.distillation import Distillation, Teacher
-from workbench.objectives import GatheredPairs, gather_pairs
 from workbench.tasks.training import TrainingTask
 
 LOSSES = ("softmax", "sigmoid")

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workbench import preprocessing, weights
+from workbench import objectives, preprocessing, weights
 from workbench.errors import UserError
 from workbench.models import CLIP, Architecture, create_model
-from workbench import objectives
 from workbench.objectives import GatheredPairs, gather_pairs
 
 
