@@ -140,6 +140,10 @@ class RunCheckpoint(LightningCheckpoint):
             self.interrupted = "another process was interrupted"
         return stop
 
+    def outdate(self) -> None:
+        """Have the latest written again, with the next step or at the end: the weights were changed without a step."""
+        self._written_at_step = -1
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the best."""
         if self.monitor is None or trainer.sanity_checking or trainer.state.fn != "fit":

@@ -1,48 +1,41 @@
 """Retrieval on further sets than the validation split."""
 
 from collections.abc import Sequence
+from typing import Any
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+import torch
+from lightning.pytorch import LightningModule
 
-from callbacks.evaluation import encode_pairs
+from callbacks.canary import Canary
+from workbench.distributed import gather_ragged
 from workbench.evaluation import retrieval
 
 
-class RetrievalMonitor(Callback):
-    """Log `<name>/image_to_text_recall@k` and `<name>/text_to_image_recall@k` with each validation and at the end.
+class RetrievalMonitor(Canary):
+    """Log `<name>/image_to_text_recall@k` and `<name>/text_to_image_recall@k` from before the first step on.
+
+    The score that is compared with the start is `<name>/mean_recall@k`, the mean of both ways at the smallest k; see
+    `Canary`.
 
     Args:
         name: of the metrics.
-        split: of the data.
-        samples: rows to take, chosen by the data's seed; null takes all.
-        data: a datamodule; null takes the run's own. It is prepared as that is.
         ks: the k of recall@k.
+        canary: see `Canary`.
     """
 
-    def __init__(
-        self,
-        name: str,
-        split: str = "val",
-        samples: int | None = None,
-        data: LightningDataModule | None = None,
-        ks: Sequence[int] = (1, 5),
-    ):
-        self.name, self.split, self.samples, self.data, self.ks = name, split, samples, data, tuple(ks)
+    kind = "retrieval"
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Load a set of one's own before the first step, so that its mistakes are found there."""
-        if self.data is not None:
-            self.data.follow(trainer.datamodule)
-            self.data.prepare_data()
-            self.data.setup()
+    def __init__(self, name: str, ks: Sequence[int] = (1, 5), **canary: Any):
+        super().__init__(name=name, **canary)
+        self.ks = tuple(ks)
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate, unless this is the check before the first step."""
-        if trainer.sanity_checking:
-            return
-        data = self.data or trainer.datamodule
-        image, text = encode_pairs(pl_module, data.evaluation_dataloader(self.split, self.samples))
-        for name, value in retrieval.recall_at_k(image, text, self.ks).items():
-            pl_module.log(f"{self.name}/{name}", value)
-            k = int(name.split("@")[1])
-            pl_module.chance[f"{self.name}/{name}"] = retrieval.chance_recall(k, len(image))
+    def chances(self, pl_module: LightningModule) -> dict[str, float]:
+        """Return recall@k of a random order, in which pictures of a class answer for each other."""
+        rows = torch.as_tensor(self.measured.evaluation_dataloader(self.split, self.samples).sampler.rows)
+        labels = self.measured.datasets[self.split].labels
+        groups = gather_ragged((rows if labels is None else labels[rows]).to(pl_module.device))
+        return {
+            f"{self.name}/{way}_recall@{k}": retrieval.chance_recall(k, groups)
+            for way in ("image_to_text", "text_to_image")
+            for k in self.ks
+        }

@@ -11,6 +11,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from callbacks.canary import canaries_of
 from callbacks.checkpoint import RunCheckpoint
 from callbacks.run_folder import run_folder
 from workbench.atomic import written_atomically
@@ -19,8 +20,9 @@ from workbench.atomic import written_atomically
 class RunSummary(Callback):
     """Write `summary.json` at the end of a run however it ends, and print what was learnt against chance.
 
-    It holds every metric with the step that it is of, the run's status (finished, interrupted, failed) and reason,
-    wall time in seconds, and the attempts that a resumed run took.
+    It holds every metric with the step that it is of, what monitors measured at the start and now, the run's status
+    (finished, stopped by an alarm, interrupted, failed) and reason, wall time in seconds, and the attempts that a
+    resumed run took.
     """
 
     def __init__(self) -> None:
@@ -72,8 +74,10 @@ class RunSummary(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write and print."""
         checkpoints = [callback for callback in trainer.callbacks if isinstance(callback, RunCheckpoint)]
-        reason = next((callback.interrupted for callback in checkpoints if callback.interrupted), None)
-        self._write(trainer, "interrupted" if reason else "finished", reason)
+        interrupted = next((callback.interrupted for callback in checkpoints if callback.interrupted), None)
+        stopped = next((canary.stopped for canary in canaries_of(trainer) if canary.stopped), None)
+        status = "interrupted" if interrupted else "stopped" if stopped else "finished"
+        self._write(trainer, status, interrupted or stopped)
         if trainer.is_global_zero and not trainer.fast_dev_run:
             print(self.text(trainer, pl_module), flush=True)
 
@@ -81,6 +85,11 @@ class RunSummary(Callback):
         folder = run_folder(trainer)
         if not trainer.is_global_zero or folder is None:
             return
+        watched = [canary for canary in canaries_of(trainer) if canary.start]
+        for canary in watched:  # which know better of which step they are, and measure once more at the end
+            self._metrics |= {
+                name: {"value": value, "step": canary.measured_at} for name, value in canary.metrics.items()
+            }
         attempts = [*self._attempts, self._attempt(status, reason)]
         best = folder / "checkpoints" / "best.ckpt"
         summary = {
@@ -92,6 +101,7 @@ class RunSummary(Callback):
             "attempts": attempts,
             "config": "config.yaml",
             "best_checkpoint": str(best.relative_to(folder)) if best.exists() else None,
+            "watched": {canary.name: canary.summary for canary in watched},
             "chance": trainer.lightning_module.chance,
             "metrics": dict(sorted(self._metrics.items())),
         }
@@ -110,6 +120,10 @@ class RunSummary(Callback):
             if name in metrics
         ]
         lines = ["", f"{'What was learnt':<40} {'value':>9} {'chance':>9}", *rows] if rows else []
+        watched = [canary.summary for canary in canaries_of(trainer) if canary.start]
+        if watched:
+            lines += ["", f"{'Against the start':<40} {'start':>9} {'now':>9} {'drop':>9}"]
+            lines += [_against_the_start(row) for row in watched]
         folder = run_folder(trainer)
         if folder is None:
             return "\n".join(lines)
@@ -124,6 +138,12 @@ def _by_number(row: tuple[str, float]) -> list[str | int]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", row[0])]
 
 
+def _against_the_start(row: dict[str, Any]) -> str:
+    beyond = row["alarm"] is not None and row["drop"] > row["alarm"]
+    shown = f"{row['metric']:<40} {row['start']:>9.1%} {row['now']:>9.1%} {row['drop']:>9.1f}"
+    return f"{shown}  beyond the alarm, {row['alarm']:g}" if beyond else shown
+
+
 def _shown(name: str, value: float) -> str:
     return f"{value:.3f}" if "loss" in name else f"{value:.1%}"
 
@@ -132,12 +152,14 @@ def _next_commands(trainer: Trainer, folder: Path) -> list[str]:
     config, checkpoint = (shlex.quote(str(folder / name)) for name in ("config.yaml", "checkpoints/last.ckpt"))
     workbench = f"{_program('python')} -m workbench"
     resume = f"{workbench} fit --config {config} --ckpt_path {checkpoint}"
-    finished = not any(isinstance(callback, RunCheckpoint) and callback.interrupted for callback in trainer.callbacks)
+    interrupted = any(isinstance(callback, RunCheckpoint) and callback.interrupted for callback in trainer.callbacks)
     commands = {
         "curves, pictures, embedding": f"{_program('tensorboard')} --logdir {shlex.quote(str(folder.parent.parent))}"
     }
-    if not finished:
+    if interrupted:
         commands["go on where it stopped"] = resume
+    elif any(canary.stopped for canary in canaries_of(trainer)):
+        pass  # with the same settings the alarm would end it again
     elif trainer.max_epochs not in (None, -1):
         commands["train twice as long"] = f"{resume} --trainer.max_epochs {2 * trainer.max_epochs}"
     else:

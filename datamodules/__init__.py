@@ -2,7 +2,14 @@
 
 from datamodules.base import ImageDataModule
 from datamodules.classification import ClassificationDataModule
+from datamodules.digits import DigitsDataModule
 from datamodules.image_text import ImageTextDataModule
 from datamodules.openmoji import OpenMojiDataModule
 
-__all__ = ["ClassificationDataModule", "ImageDataModule", "ImageTextDataModule", "OpenMojiDataModule"]
+__all__ = [
+    "ClassificationDataModule",
+    "DigitsDataModule",
+    "ImageDataModule",
+    "ImageTextDataModule",
+    "OpenMojiDataModule",
+]

@@ -36,9 +36,9 @@ class ClassificationDataModule(ImageDataModule):
       text: names of classes, in the order of `class_names`, or else sorted; or they are numbers from 0 on.
 
     As contrastive data, each training picture's caption is one of its class's prompts, drawn for each visit from the
-    seed (Goyal et al. 2023, FLYP). Its label is in the batch, by which `ContrastiveTask` takes pictures of one class for
-    positives of each other; with `positives: pair` they are negatives, as FLYP has it. `avoid_false_negatives` keeps
-    them apart, where there are classes enough.
+    seed (Goyal et al. 2023, FLYP). Its label is in the batch, by which `ContrastiveTask` takes pictures of one class
+    for positives of each other; with `positives: pair` they are negatives, as FLYP has it. `avoid_false_negatives`
+    keeps them apart, where there are classes enough.
 
     Args:
         root: the folder of the classes, or what torchvision calls root, or where the tables' picture paths start from.
