@@ -9,7 +9,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FILES = [path for folder in ("workbench", "datamodules", "callbacks") for path in sorted((ROOT / folder).rglob("*.py"))]
-UPPER = ("workbench.tasks", "workbench.cli", "workbench.main", "workbench.config_errors", "workbench.data")
+UPPER = (
+    *("workbench.tasks", "workbench.cli", "workbench.main", "workbench.config_errors", "workbench.data"),
+    *("workbench.averaging.command", "workbench.averaging.run_data"),
+)
 FORBIDDEN = {
     "core": ("lightning", "datamodules", "callbacks", *UPPER),
     "datamodules": ("callbacks", *UPPER),

@@ -21,6 +21,8 @@ import callbacks.embedding_projector
 import callbacks.picture_grid
 import callbacks.retrieval_monitor
 import callbacks.training_monitor
+import callbacks.weight_averaging
+import callbacks.weight_interpolation
 import callbacks.zero_shot_monitor  # noqa: F401 - short class names in YAML are those of imported modules
 import datamodules
 import workbench.tasks
@@ -76,6 +78,15 @@ def model_interpolation(name: str | None) -> str:
 
 class Parser(StrictParser, LightningArgumentParser):
     """Lightning's parser, strict."""
+
+    def instantiate(self, *args: Any, **options: Any) -> Any:
+        """Make the objects; what a constructor refuses is said in its own words."""
+        try:
+            return super().instantiate(*args, **options)
+        except ValueError as error:
+            if isinstance(error.__cause__, UserError):
+                raise error.__cause__ from error
+            raise
 
 
 class WorkbenchCLI(LightningCLI):

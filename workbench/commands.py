@@ -17,6 +17,10 @@ COMMANDS = {
         "workbench.data.command:SUBCOMMANDS",
         "check a data set, show what the model sees of it, make shards of it",
     ),
+    "interpolate": (
+        "workbench.averaging.command:interpolate",
+        "average weights: WiSE-FT between two models, or a soup of several",
+    ),
     "doctor": ("workbench.doctor:doctor", "check this machine: versions, devices, speed, and a self-test"),
 }
 """Plain functions: their signature is their option list, their docstring their help. A dict has several, by name."""

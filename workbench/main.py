@@ -25,7 +25,7 @@ def usage() -> str:
         [
             "usage: python -m workbench COMMAND [options]",
             "",
-            *(f"  {name:<10} {text}" for name, text in rows),
+            *(f"  {name:<12} {text}" for name, text in rows),
             "",
             "examples:",
             "  python -m workbench fit --config experiments/quickstart.yaml",
