@@ -60,6 +60,11 @@ def pss() -> float:
     return sum(process.memory_full_info().pss for process in (me, *me.children(recursive=True))) / 1e6
 
 
+def own() -> float:
+    """Return the most that a worker has to itself, its USS in MB."""
+    return max((worker.memory_full_info().uss for worker in psutil.Process().children(recursive=True)), default=0) / 1e6
+
+
 def ours(path: Path, workers: int, epochs: int, steps: int) -> dict:
     from datamodules import ImageTextDataModule
 
@@ -73,17 +78,17 @@ def ours(path: Path, workers: int, epochs: int, steps: int) -> dict:
     loader = data._loader("train", batch_sampler=batches)
     found = []
     for _ in range(epochs):
-        found.append(after(steps, loader) - before)
+        found.append(after(steps, loader))
         trained += steps
-    return {"first": found[0], "last": found[-1]}
+    return {"first": found[0][0] - before, "last": found[-1][0] - before, "own": found[-1][1]}
 
 
-def after(steps: int, loader: torch.utils.data.DataLoader) -> float:
-    """Return the memory after so many batches of an epoch."""
+def after(steps: int, loader: torch.utils.data.DataLoader) -> tuple[float, float]:
+    """Return the memory of all, and of a worker alone, after so many batches of an epoch."""
     batches = iter(loader)  # kept, as its workers go with it
     for _ in range(steps):
         next(batches)
-    return pss()
+    return pss(), own()
 
 
 class Lists(torch.utils.data.Dataset):
@@ -108,8 +113,8 @@ def lists(path: Path, workers: int, epochs: int, steps: int) -> dict:
     before = pss()
     data = Lists(path, open_clip.image_transform(32, is_train=True), open_clip.get_tokenizer("RN50"))
     loader = torch.utils.data.DataLoader(data, _BATCH, shuffle=True, num_workers=workers, drop_last=True)
-    found = [after(steps, loader) - before for _ in range(epochs)]
-    return {"first": found[0], "last": found[-1]}
+    found = [after(steps, loader) for _ in range(epochs)]
+    return {"first": found[0][0] - before, "last": found[-1][0] - before, "own": found[-1][1]}
 
 
 def twenty(folder: Path, workers: int, epochs: int) -> dict:
@@ -161,11 +166,14 @@ def main() -> None:
         with path.open() as file:
             (folder / "val.tsv").write_text("".join(next(file) for _ in range(3)))
         print(f"{options.rows:,} rows, {path.stat().st_size / 1e6:.0f} MB of text; {options.steps} batches of {_BATCH}")
-        print("| data set | workers | MB in epoch 1 | MB in epoch 3 |\n|---|---:|---:|---:|")
+        print("| data set | workers | MB in epoch 1 | MB in epoch 3 | of a worker alone |\n|---|---:|---:|---:|---:|")
         for what in ("ours", "lists"):
             for workers in options.workers:
                 found = measured(what, path, workers, 3, options.steps)
-                print(f"| {what} | {workers} | {found['first']:,.0f} | {found['last']:,.0f} |", flush=True)
+                print(
+                    f"| {what} | {workers} | {found['first']:,.0f} | {found['last']:,.0f} | {found['own']:,.0f} |",
+                    flush=True,
+                )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_table(folder, _FILES)

@@ -1,8 +1,6 @@
 """Parameter groups from one ordered pattern table, and learning-rate schedules."""
 
-import difflib
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +8,8 @@ import torch
 from torch import nn
 
 from workbench.errors import UserError
+from workbench.layer_decay import layer_multipliers
+from workbench.patterns import pattern_for
 
 
 @dataclass
@@ -48,7 +48,7 @@ class _Setting:
 
 
 def parameter_groups(
-    model: nn.Module, weight_decay: float, rules: Sequence[ParameterRule] = ()
+    model: nn.Module, weight_decay: float, rules: Sequence[ParameterRule] = (), layer_decay: float = 1.0
 ) -> list[dict[str, object]]:
     """Freeze what the rules freeze and group the rest for an optimizer.
 
@@ -58,6 +58,7 @@ def parameter_groups(
         model: its named parameters are matched.
         weight_decay: of the parameters for which `decays` holds and no rule says otherwise.
         rules: the ordered pattern table.
+        layer_decay: see `layer_multipliers`; times what the rules say.
 
     Returns:
         Groups with `params`, `names`, `weight_decay` and `lr_multiplier`, in a stable order.
@@ -67,7 +68,8 @@ def parameter_groups(
             precision.
     """
     names = [name for name, _ in model.named_parameters()]
-    patterns = [_compile(rule.match, names) for rule in rules]
+    patterns = [pattern_for(rule.match, names, "parameter_rules") for rule in rules]
+    layers = layer_multipliers(names, layer_decay) if layer_decay != 1 else dict.fromkeys(names, 1.0)
     groups: dict[_Setting, dict] = {}
     for name, parameter in model.named_parameters():
         matching = [rule for rule, pattern in zip(rules, patterns, strict=True) if pattern.match(name)]
@@ -76,6 +78,7 @@ def parameter_groups(
         if lr == 0.0 or not parameter.requires_grad:
             parameter.requires_grad_(False)
             continue
+        lr *= layers[name]
         decay = next((rule.weight_decay for rule in matching if rule.weight_decay is not None), None)
         if decay is None:
             decay = weight_decay if decays(parameter) else 0.0
@@ -102,17 +105,6 @@ def _refuse_half(groups: Iterable[dict]) -> None:
             "steps vanish there, and fp16 weights are NaN after one step. Train fp32 weights and compute in half: "
             "--trainer.precision bf16-mixed or 16-mixed; in Python model.float()."
         )
-
-
-def _compile(match: str, names: Sequence[str]) -> re.Pattern[str]:
-    try:
-        pattern = re.compile(match)
-    except re.error as error:
-        raise UserError(f"parameter_rules: {match!r} is no regular expression ({error}).") from error
-    if not any(pattern.match(name) for name in names):
-        near = difflib.get_close_matches(match.replace("\\", ""), names, n=3, cutoff=0.3) or names[:3]
-        raise UserError(f"parameter_rules: {match!r} matches no parameter; names look like {', '.join(near)}.")
-    return pattern
 
 
 def group_table(model: nn.Module, groups: Sequence[dict]) -> str:

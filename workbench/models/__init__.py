@@ -8,6 +8,7 @@ from workbench.models.architectures import (
     architecture,
 )
 from workbench.models.clip import CLIP, compile_blocks, create_model, set_shortcuts
+from workbench.models.lora import LoRA, add_lora, merge_lora, unmerge_lora
 
 __all__ = [
     "ARCHITECTURES",
@@ -15,8 +16,12 @@ __all__ = [
     "OPENAI_ARCHITECTURES",
     "CLIP",
     "Architecture",
+    "LoRA",
+    "add_lora",
     "architecture",
     "compile_blocks",
     "create_model",
+    "merge_lora",
     "set_shortcuts",
+    "unmerge_lora",
 ]

@@ -52,26 +52,36 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend from every token of [B, L, W]."""
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        q, k, v = (self._split(part) for part in qkv.chunk(3, dim=-1))
+        q, k, v = (self._split(part) for part in self.project(x, "qkv"))
         return self._merge(F.scaled_dot_product_attention(q, k, v, is_causal=self.causal))
 
     def pooled(self, x: Tensor, position: Tensor) -> Tensor:
         """Attend from one token per row: [B, L, W] and its position [B] -> [B, 1, W]."""
-        width = x.shape[-1]
         visible = None
         if self.causal:  # one row of the mask per caption, as each has its own position
             visible = (torch.arange(x.shape[1], device=x.device) <= position[:, None])[:, None, None]
-        q = F.linear(pick(x, position), self.in_proj_weight[:width], self.in_proj_bias[:width])
-        k, v = F.linear(x, self.in_proj_weight[width:], self.in_proj_bias[width:]).chunk(2, dim=-1)
+        (q,), (k, v) = self.project(pick(x, position), "q"), self.project(x, "kv")
         attended = F.scaled_dot_product_attention(self._split(q), self._split(k), self._split(v), attn_mask=visible)
         return self._merge(attended)
+
+    def project(self, x: Tensor, parts: str) -> tuple[Tensor, ...]:
+        """Project [B, L, W] to those of queries, keys and values that `parts` names: `qkv`, `q` or `kv`."""
+        return fused_projection(x, self.in_proj_weight, self.in_proj_bias, parts).chunk(len(parts), dim=-1)
 
     def _split(self, x: Tensor) -> Tensor:  # [B, L, W] -> [B, H, L, D], a view
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def _merge(self, x: Tensor) -> Tensor:  # [B, H, L, D] -> [B, L, W]
         return self.out_proj(x.transpose(1, 2).flatten(-2))
+
+
+def fused_projection(x: Tensor, weight: Tensor, bias: Tensor, parts: str) -> Tensor:
+    """Project [B, L, W] by the rows of `parts`, neighbours among `qkv`, of weight [3 W, W]; [B, L, W len(parts)]."""
+    if parts != "qkv":  # the gradient of a slice is a copy, so none is taken of the whole
+        first, width = "qkv".index(parts), x.shape[-1]
+        rows = slice(first * width, (first + len(parts)) * width)
+        weight, bias = weight[rows], bias[rows]
+    return F.linear(x, weight, bias)
 
 
 class ResidualAttentionBlock(nn.Module):

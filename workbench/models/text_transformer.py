@@ -57,14 +57,33 @@ class TextTransformer(nn.Module):
         Raises:
             ValueError: L exceeds the context length.
         """
-        if text.shape[1] > self.context_length:
-            raise ValueError(f"Texts of {text.shape[1]} tokens, but the context length is {self.context_length}.")
         end = text.argmax(dim=-1)
-        longest = text.shape[1]
-        if self.trim_text and longest == self.context_length:
-            longest = int(end.max()) + 1
-        length = computed_length(longest, self.context_length, text.device.type)
+        length = self._length(text.shape[1], end)
         text = F.pad(text, (0, length - text.shape[1]))  # or cut
-        x = self.token_embedding(text) + self.positional_embedding[: text.shape[1]]
+        return self._encode(self.token_embedding(text), end)
+
+    def encode_embedded_text(self, embedded: Tensor, end: Tensor) -> Tensor:
+        """Encode what stands in the place of token embeddings [B, L, width], as `encode_text` does those of tokens.
+
+        Args:
+            embedded: vectors of the start token, the words and the end token; those behind the end take no part.
+            end: [B], the position of each text's end token.
+
+        Raises:
+            ValueError: L exceeds the context length.
+        """
+        length = self._length(embedded.shape[1], end)
+        return self._encode(F.pad(embedded, (0, 0, 0, length - embedded.shape[1])), end)  # or cut
+
+    def _length(self, width: int, end: Tensor) -> int:
+        """Return how many of a batch's columns to compute."""
+        if width > self.context_length:
+            raise ValueError(f"Texts of {width} tokens, but the context length is {self.context_length}.")
+        if self.trim_text and width == self.context_length:
+            width = int(end.max()) + 1
+        return computed_length(width, self.context_length, end.device.type)
+
+    def _encode(self, embedded: Tensor, end: Tensor) -> Tensor:
+        x = embedded + self.positional_embedding[: embedded.shape[1]]
         x = self.transformer(x.to(self.text_dtype), end)
         return self.ln_final(x) @ self.text_projection

@@ -1,5 +1,7 @@
 """What every task shares: the CLIP model it wraps, the weights it starts from, and its checkpoint's metadata."""
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import lightning as L
@@ -10,6 +12,9 @@ from torch import Tensor
 from workbench import preprocessing, weights
 from workbench.errors import UserError
 from workbench.models import CLIP, DEFAULT_ARCHITECTURE, Architecture, architecture, compile_blocks, create_model
+from workbench.models.batch_norm import apply_policy
+from workbench.models.lora import MARK, LoRA, add_lora, open_parameters
+from workbench.optimization import ParameterRule
 from workbench.weights import Weights
 
 NO_RUN = (
@@ -18,7 +23,7 @@ NO_RUN = (
 )
 _IDENTITY = (
     *("architecture", "activation", "embed_dim", "image_size", "context_length", "tokenizer"),
-    *("vision", "text", "mean", "std", "interpolation", "logit_bias"),
+    *("vision", "text", "mean", "std", "interpolation", "logit_bias", "lora"),
 )
 
 
@@ -42,8 +47,19 @@ class Task(L.LightningModule):
             weights bring their own.
         patch_dropout: share of patches that a ViT drops while training (FLIP, arXiv 2212.00794).
         gradient_checkpointing: recompute blocks in the backward pass: about a third more time, much less memory.
+        batch_norm: whose statistics a ResNet normalises with in training: `frozen`, those it has, which then never
+            change (gains and biases still train unless a rule freezes them), `batch`, those of each process's batch, or
+            `synchronised`, those of all processes' batches. Null is `frozen` with `weights` or `lora`, else
+            `synchronised`, which on one process is its batch. Towers without batch normalisation refuse it.
         compile: `torch.compile` each block in place; pays on a GPU, and needs a C++ compiler on a CPU.
+        lora: train low-rank adapters alone (Hu et al. 2021), see `workbench.models.lora.LoRA`; `{}` takes its defaults.
+            The base is frozen, and the temperature with it; a row of `parameter_rules` whose `lr` is for a frozen
+            parameter and for none of the adapter opens it. Checkpoints hold what is trained, and the hash of the
+            `weights`, which they need again; without `weights` they hold everything.
     """
+
+    parameter_rules: Sequence[ParameterRule] = ()
+    """What trains how, in tasks that train."""
 
     def __init__(
         self,
@@ -57,16 +73,20 @@ class Task(L.LightningModule):
         temperature_init: float = 0.07,
         patch_dropout: float = 0.0,
         gradient_checkpointing: bool = False,
+        batch_norm: str | None = None,
         compile: bool = False,
+        lora: LoRA | None = None,
     ):
         super().__init__()
         # Of subclasses too. The optimizer and the rules would not load with weights_only=True; config.yaml has them.
-        self.save_hyperparameters(ignore=["optimizer", "parameter_rules", "distillation"])
+        self.save_hyperparameters(ignore=["optimizer", "parameter_rules", "lora", "distillation"])
         self.clip: CLIP | None = None
         self.chance: dict[str, float] = {}
         self.weights_source: dict[str, Any] | None = None
         self._described: Architecture | None = None
         self._weights: Weights | None = None
+        self.lora = lora
+        self._base_sha256: str | None = None
 
     def described(self, ckpt_path: str | None = None) -> Architecture:
         """Return what will be built: settled once, by the checkpoint of a run, else by `weights`, else by the name.
@@ -83,7 +103,9 @@ class Task(L.LightningModule):
             asked = {key: hparams[key] for key in ("image_size", "context_length", "activation")}
             asked = {key: value for key, value in asked.items() if value is not None}
             if ckpt_path is not None:
-                theirs = weights.checkpoint_architecture(ckpt_path)
+                if self.lora is not None and hparams.weights is not None:  # the checkpoint has them not
+                    self._weights = weights.read_weights(weights.named(hparams.weights, name))
+                theirs = weights.checkpoint_architecture(ckpt_path, self._weights)
                 if theirs is None:
                     raise UserError(NO_RUN)
                 self._described = weights.under_demands(theirs, name, **asked)
@@ -113,11 +135,39 @@ class Task(L.LightningModule):
             self.weights_source = started.provenance(hparams.weights, resampled)
             said = "".join(f"; {key} resampled from {old} to {new}" for key, (old, new) in resampled.items())
             rank_zero_info(f"Started from weights {hparams.weights}: {started.source}{said}.")
+            if self.lora is not None:
+                self._base_sha256 = weights.tensors_sha256(self.clip.state_dict())
+        self._settle_batch_norm()
+        if self.lora is not None:
+            self._adapt(self.lora)
         mesh = self.device_mesh
         if mesh is not None:
             self._shard(mesh)
         if hparams.compile:
             compile_blocks(self.clip)
+
+    def _settle_batch_norm(self) -> None:
+        held = self.hparams.weights is not None or self.lora is not None
+        policy = apply_policy(self.clip, self.hparams.batch_norm, "frozen" if held else "synchronised")
+        if self.lora is not None and policy not in (None, "frozen"):
+            raise UserError(f"batch_norm is {policy!r}, and lora freezes the base with its statistics; leave it out.")
+        if policy == "frozen" and self.hparams.batch_norm is None:
+            rank_zero_info(
+                "Batch normalisation keeps the statistics that it has; --model.init_args.batch_norm synchronised lets "
+                "them follow the data."
+            )
+
+    def _adapt(self, lora: LoRA) -> None:
+        """Freeze the model and add the adapter, which checkpoints then hold alone."""
+        add_lora(self.clip, lora)
+        open_parameters(self.clip, self.parameter_rules)
+        self.strict_loading = self._base_sha256 is None
+        count = {name: parameter.numel() for name, parameter in self.clip.named_parameters()}
+        trained = sum(count[name] for name, parameter in self.clip.named_parameters() if parameter.requires_grad)
+        rank_zero_info(
+            f"LoRA of rank {lora.rank}: {trained:,} of {sum(count.values()):,} parameters can train "
+            f"({trained / sum(count.values()):.2%}), the others are frozen."
+        )
 
     def _refuse_other_data(self) -> None:
         """Refuse data that are prepared for another model; the command line makes them follow."""
@@ -162,11 +212,25 @@ class Task(L.LightningModule):
 
     def metadata(self) -> dict[str, Any]:
         """Return what is true of the weights and must travel with them."""
-        return weights.description(self.clip.architecture) | {"weights_source": self.weights_source}
+        about = weights.description(self.clip.architecture) | {"weights_source": self.weights_source}
+        return about | ({} if self.lora is None else {"lora": asdict(self.lora)})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint describe itself; `RunFolder` adds the commit and the configuration."""
         checkpoint["workbench"] = {**checkpoint.get("workbench", {}), **self.metadata()}
+        if self._base_sha256 is not None:
+            checkpoint["workbench"]["base_sha256"] = self._base_sha256
+            beneath = self._beneath()
+            checkpoint["state_dict"] = {k: value for k, value in checkpoint["state_dict"].items() if k not in beneath}
+
+    def _beneath(self) -> set[str]:
+        """Return the keys that an adapter's checkpoint leaves to its base: of parameters that nothing has changed."""
+        return {
+            f"clip.{name}"
+            for name, parameter in self.clip.named_parameters()
+            # Frozen, temperature and bias may still follow a schedule or a loss.
+            if not (parameter.requires_grad or MARK in name or name in ("logit_scale", "logit_bias"))
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights of another model before a single tensor is copied.
@@ -178,7 +242,7 @@ class Task(L.LightningModule):
         if not isinstance(theirs, dict):
             raise UserError(NO_RUN)
         self.configure_model()
-        ours = self.metadata()
+        ours, theirs = ({"lora": None, **about} for about in (self.metadata(), theirs))
         different = [key for key in _IDENTITY if theirs.get(key, ours[key]) != ours[key]]
         if different:
             said = "; ".join(
@@ -188,10 +252,34 @@ class Task(L.LightningModule):
                 f"--ckpt_path holds another model: {said}. Resume with the config.yaml of the checkpoint's "
                 "own run folder, or start a new run with --model.init_args.weights."
             )
-        self.weights_source = theirs.get("weights_source")
+        keys = (self.state_dict(), checkpoint["state_dict"])
+        here, there = ({key.partition(".")[0] for key in each} for each in keys)
+        if here != there:
+            raise UserError(
+                f"--ckpt_path is of a run of another task: it holds {', '.join(sorted(there))}, and "
+                f"{type(self).__name__} has {', '.join(sorted(here))}. Start from its weights with "
+                "--model.init_args.weights."
+            )
+        if self._base_sha256 is None:
+            self.weights_source = theirs.get("weights_source")
+        if self.lora is not None:
+            weights.refuse_other_base(self._base_sha256, theirs.get("base_sha256"), f"weights {self.hparams.weights}")
+            self._refuse_other_parts(checkpoint["state_dict"])
+
+    def _refuse_other_parts(self, state_dict: dict[str, Tensor]) -> None:
+        """Refuse an adapter's checkpoint that lacks something or has more, which loading would pass over."""
+        wanted = set(self.state_dict()) - (set() if self._base_sha256 is None else self._beneath())
+        other = sorted(wanted ^ state_dict.keys())
+        if other:
+            raise UserError(
+                f"--ckpt_path is of a run that trained other parameters: only one of the two has {', '.join(other[:3])}"
+                "; take the config.yaml of its own run folder, whose parameter_rules say what was open."
+            )
 
     @torch.no_grad()
     def clamp_logit_scale(self, maximum: float) -> None:
         """Keep exp(logit_scale) at or below `maximum` (100 in the paper, section 2.5)."""
         logit_scale = self.clip.logit_scale
+        if not logit_scale.requires_grad and self.hparams.get("temperature_end") is None:
+            return  # frozen to the last bit: OpenAI's, stored in fp16, is a hair above 100
         logit_scale.clamp_(max=torch.as_tensor(maximum).log().item())

@@ -1,7 +1,6 @@
 """Contrastive learning on image-text pairs: pre-training and fine-tuning, which differ by their YAML alone."""
 
 import math
-import os
 from typing import Any
 
 import torch
@@ -13,9 +12,9 @@ from workbench.errors import UserError
 from workbench.evaluation import embedding_space, retrieval
 from workbench.objectives import GatheredPairs, gather_pairs
 from workbench.positives import NO_LABELS, check_positives, positive_groups
-from workbench.randomness import mixed_seed
 from workbench.tasks.distillation import Distillation, Teacher
 from workbench.tasks.training import TrainingTask
+from workbench.tasks.training_images import encode_training_images
 
 LOSSES = ("softmax", "sigmoid")
 RECALL_AT = (1, 5, 10)
@@ -66,9 +65,15 @@ class ContrastiveTask(TrainingTask):
         self.distillation = distillation
         self._starts_bias = False
         self._teachers: list[Teacher] = []  # in a list, lest its weights be taken for the run's
-        self._step_seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         self._features: list[tuple[Tensor, ...]] = []
         self.last_batch: dict[str, Tensor] | None = None
+
+    @property
+    def method(self) -> str:
+        """What the settings are compared with."""
+        if not any(parameter.requires_grad for parameter in self.clip.visual.parameters()):
+            return "LiT"
+        return "FLYP" if getattr(self.trainer.datamodule, "class_names", None) else "contrastive"
 
     def configure_model(self) -> None:
         """Build the model as every task does, with a bias for the sigmoid loss, and hold what is not learned."""
@@ -125,25 +130,10 @@ class ContrastiveTask(TrainingTask):
 
     def encode(self, batch: dict[str, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
         """Encode this process's pairs, in chunks of `encode_chunk`; two un-normalised [B, embed_dim]."""
-        chunk, images = self.hparams.encode_chunk, batch["image"]
-
-        def encode_image(images: Tensor, *options: Tensor) -> Tensor:
-            return self.clip.encode_image(self.normalize(images), *options)
-
-        options = [self._patches(len(images), batch_idx)] if self.hparams.patch_dropout else []
         return (
-            encode_in_chunks(encode_image, images, *options, chunk=chunk, module=self.clip.visual),
-            encode_in_chunks(self.clip.encode_text, batch["text"], chunk=chunk),
+            encode_training_images(self, batch["image"], batch_idx),
+            encode_in_chunks(self.clip.encode_text, batch["text"], chunk=self.hparams.encode_chunk),
         )
-
-    def _patches(self, pairs: int, batch_idx: int) -> Tensor:
-        """Draw which patches of this process's pictures stay, from (seed, epoch, batch) for those of all processes.
-
-        So neither their number nor a resumption changes what is dropped.
-        """
-        generator = torch.Generator(self.device).manual_seed(mixed_seed(self._step_seed, self.current_epoch, batch_idx))
-        patches = self.clip.visual.draw_patches(pairs * distributed.world_size(), generator)
-        return patches[distributed.rank() * pairs :][:pairs]
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then clamp or schedule the temperature: the forward pass always sees the parameter itself."""

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from workbench.errors import Notice, UserError
 from workbench.models import CLIP, Architecture, architecture, position_embedding
 from workbench.models.architectures import TimmConfig
+from workbench.models.lora import MARK
 from workbench.weights import zoo
 from workbench.weights.description import described_architecture
 from workbench.weights.files import read_checkpoint
 from workbench.weights.infer_architecture import infer_architecture
-from workbench.weights.reading import Weights, state_dict_of
+from workbench.weights.state_dicts import Weights, state_dict_of
 
 _PICTURES = ("mean", "std", "interpolation")
 _SETTINGS = ("activation", *_PICTURES, "logit_bias")
@@ -34,17 +35,32 @@ def named(source: str | Path, architecture_name: str | None) -> str | Path:
     return architecture_name
 
 
-def checkpoint_architecture(path: str | Path) -> Architecture | None:
+def checkpoint_architecture(path: str | Path, base: Weights | None = None) -> Architecture | None:
     """Return what a checkpoint of a run says that it is of, without reading its numbers; None if it says nothing.
 
+    Args:
+        path: of the checkpoint.
+        base: the weights beneath its LoRA adapter, if it has nothing else.
+
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, or has an adapter alone and there is no base.
     """
     found = read_checkpoint(Path(path), lazily=True)
     about = found.get("workbench") if isinstance(found, dict) else None
     described = None if about is None else described_architecture(about)
-    if described is not None:
-        _refuse_unfit(Weights(state_dict_of(found, Path(path)), Path(path), described, "this package's"), described)
+    if described is None:
+        return None
+    weights = Weights(state_dict_of(found, Path(path)), Path(path), described, "this package's")
+    if about.get("base_sha256") is None:
+        weights.state_dict = {key: value for key, value in weights.state_dict.items() if MARK not in key}
+    elif base is None:
+        raise UserError(
+            f"{path} holds a LoRA adapter without the weights beneath it: use the config.yaml of its own run folder, "
+            "which names both (model.init_args.lora and weights)."
+        )
+    else:
+        weights = base
+    _refuse_unfit(weights, described)
     return described
 
 
@@ -140,6 +156,17 @@ def put_weights(model: nn.Module, weights: Weights, interpolate_positions: bool 
     Raises:
         UserError: they were trained as another model than this one.
     """
+    given, interpolated = fitted(weights, model, interpolate_positions)
+    with torch.no_grad():
+        for key, value in model.state_dict().items():
+            value.copy_(given[key])
+    return interpolated
+
+
+def fitted(
+    weights: Weights, model: nn.Module, interpolate_positions: bool = False
+) -> tuple[dict[str, Tensor], dict[str, tuple[int, int]]]:
+    """Return what `put_weights` puts into a model, which may be on the meta device, and what it resampled."""
     _refuse_other_settings(weights, model)
     given = dict(weights.state_dict)
     # What cannot be resampled has another shape, which is said below.
@@ -153,10 +180,7 @@ def put_weights(model: nn.Module, weights: Weights, interpolate_positions: bool 
         )
     interpolated = position_embedding.fit(given, model)
     _refuse_other_shapes(given, weights, model)
-    with torch.no_grad():
-        for key, value in model.state_dict().items():
-            value.copy_(given[key])
-    return interpolated
+    return given, interpolated
 
 
 def _refuse_other_settings(weights: Weights, model: nn.Module) -> None:
@@ -181,7 +205,9 @@ def _refuse_other_shapes(given: dict[str, Tensor], weights: Weights, model: nn.M
     # Older checkpoints lack the counter, which nothing reads as long as the momentum is fixed.
     for key in wanted:
         if key.endswith("num_batches_tracked"):
-            given.setdefault(key, torch.zeros_like(wanted[key]))
+            given.setdefault(key, torch.zeros_like(wanted[key], device="cpu"))
+    if "logit_bias" in wanted:  # 0 is the same as none
+        given.setdefault("logit_bias", torch.zeros(()))
     problems = {
         "missing": [key for key in wanted if key not in given],
         "unexpected": [key for key in given if key not in wanted],

@@ -2,8 +2,7 @@
 
 import difflib
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from workbench.errors import Notice, UserError
 from workbench.models import Architecture
-from workbench.weights import family, hub, huggingface, openai_archive, openclip, zoo
+from workbench.weights import adapters, family, hub, huggingface, openai_archive, openclip, zoo
 from workbench.weights.description import described_architecture
 from workbench.weights.files import (
     is_safetensors,
@@ -21,44 +20,17 @@ from workbench.weights.files import (
     refuse_strange_tensors,
 )
 from workbench.weights.infer_architecture import infer_architecture
+from workbench.weights.state_dicts import Weights, without_wrappers
 
-_WRAPPERS = ("module.", "_orig_mod.", "clip.", "model.")
-
-
-@dataclass
-class Weights:
-    """A state dict with OpenAI's keys, and what is known about it.
-
-    Attributes:
-        state_dict: in the type it was stored in.
-        path: the file.
-        architecture: what they were trained as; None where nothing says the activation.
-        source: whose they are, in words.
-        stated: the file says its activation; else it is its source's rule.
-        revision: the commit of the hub.
-    """
-
-    state_dict: dict[str, Tensor]
-    path: Path
-    architecture: Architecture | None
-    source: str
-    stated: bool = True
-    revision: str | None = None
-
-    def provenance(self, asked: str, resampled: Mapping[str, tuple[int, int]] | None = None) -> dict[str, Any]:
-        """Return where they come from, as plain values.
-
-        Args:
-            asked: what was asked for.
-            resampled: what `put_weights` returned.
-        """
-        found = {"source": asked, "kind": self.source, "sha256": zoo.sha256(self.path)}
-        found["interpolated"] = {key: list(both) for key, both in (resampled or {}).items()}
-        return found | ({"revision": self.revision} if self.revision else {})
+_MOST_ADAPTERS = 8
+"""On top of one another; more are a mistake, or a file that names itself."""
 
 
 def read_weights(source: str | Path, download_root: str | Path | None = None) -> Weights:
     """Read weights; the kind of file is found by looking into it, and nothing in it is run.
+
+    A checkpoint that holds a LoRA adapter alone is merged into the weights that it was trained on, which are read from
+    where its run had them.
 
     Args:
         source: a name of `zoo.ZOO`, `hf-hub:org/name[@revision]`, or the path of a file (of this package's, OpenAI's,
@@ -66,8 +38,28 @@ def read_weights(source: str | Path, download_root: str | Path | None = None) ->
         download_root: see `zoo.find` and `hub.fetch`.
 
     Raises:
-        UserError: no such name or file, or one that cannot be read or is of another family of models.
+        UserError: no such name or file, or one that cannot be read or is of another family of models; an adapter whose
+            base is not there any more.
     """
+    read = [_read(source, download_root)]
+    while read[-1].adapter is not None and read[-1].adapter.base is not None:
+        path, base = read[-1].path, read[-1].adapter.base
+        if len(read) > _MOST_ADAPTERS:
+            raise UserError(f"{path} is one of more than {_MOST_ADAPTERS} adapters on top of one another.")
+        try:
+            read.append(_read(base, download_root))
+        except UserError as error:
+            raise UserError(
+                f"{path} holds a LoRA adapter without the weights that it was trained on, {base}, which cannot be had "
+                f"(a path starts from the current folder): {error}"
+            ) from error
+    weights = adapters.merged(read.pop())
+    while read:
+        weights = adapters.merged(read.pop(), weights)
+    return weights
+
+
+def _read(source: str | Path, download_root: str | Path | None) -> Weights:
     text = str(source)
     if text == "openai":
         raise UserError("`openai` means the weights of the architecture that is asked for; name it, such as RN50.")
@@ -135,10 +127,14 @@ def _unpacked(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None, str
 
 def _of_state_dict(loaded: dict[str, Tensor], about: dict[str, Any] | None, run: str | None, path: Path) -> Weights:
     refuse_strange_tensors(loaded, path)
-    found, module = _with_openai_keys(_without_wrappers(loaded), path)
+    loaded = without_wrappers(loaded)
+    described = None if about is None else described_architecture(about)
+    if about is not None and (adapter := adapters.described_adapter(about, path)) is not None:
+        return Weights(loaded, path, described, "this package's", adapter=adapter)
+    found, module = _with_openai_keys(loaded, path)
     state_dict = {key: value for key, value in found.items() if key not in openai_archive.NOT_WEIGHTS}
     if about is not None:
-        return Weights(state_dict, path, described_architecture(about), "this package's")
+        return Weights(state_dict, path, described, "this package's")
     config = _config_beside(path, module)
     if config is not None:
         return Weights(state_dict, path, config, "Hugging Face's" if module is huggingface else "OpenCLIP's")
@@ -158,27 +154,6 @@ def _of_state_dict(loaded: dict[str, Tensor], about: dict[str, Any] | None, run:
 
 def _openais(state_dict: dict[str, Tensor], path: Path) -> Weights:
     return Weights(state_dict, path, infer_architecture(state_dict, "quick_gelu"), "OpenAI's")
-
-
-def state_dict_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """Return the model's part of a checkpoint of a run, under OpenAI's keys.
-
-    Raises:
-        UserError: it has none.
-    """
-    found = checkpoint.get("state_dict")
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds no state dict: it is a checkpoint of something else.")
-    refuse_strange_tensors(found, path)
-    return _without_wrappers(found)
-
-
-def _without_wrappers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take off what DDP, torch.compile and tasks put in front of every key."""
-    found = dict(state_dict)
-    while found and (prefix := next((p for p in _WRAPPERS if all(key.startswith(p) for key in found)), None)):
-        found = {key.removeprefix(prefix): value for key, value in found.items()}
-    return found
 
 
 def _with_openai_keys(state_dict: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], Any]:
