@@ -18,7 +18,8 @@ def encode_in_chunks(
     """Encode `inputs` chunk by chunk under non-reentrant checkpointing.
 
     Random state is replayed in the recomputation, so dropout draws the same masks. Batch normalisation sees the
-    statistics of a chunk, not of the batch (towers without it are exact), and counts each chunk once.
+    statistics of a chunk, not of the batch, and counts each chunk once; towers without it, or with frozen statistics
+    (`workbench.models.batch_norm`), are exact. Synchronised statistics are those of all processes' chunks.
 
     Args:
         encode: [b, ...] of each input -> [b, D].

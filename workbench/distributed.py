@@ -60,6 +60,15 @@ def gather_features(features: Tensor) -> Tensor:
     return _GatherFeatures.apply(features) if is_distributed() else features
 
 
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Return the sum over processes of a tensor that has the same shape on each, without gradient."""
+    if not is_distributed():
+        return values.detach()
+    total = values.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
 def gather_ragged(values: Tensor) -> Tensor:
     """Concatenate tensors whose first dimension differs between processes, in rank order, without gradient.
 

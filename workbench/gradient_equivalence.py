@@ -21,6 +21,9 @@ from workbench import objectives
 from workbench.chunking import encode_in_chunks
 from workbench.distributed import rank, world_size
 from workbench.models import CLIP, create_model
+from workbench.models import architecture as describe
+from workbench.models.architectures import ViTConfig
+from workbench.models.batch_norm import freeze_statistics
 from workbench.objectives import gather_pairs
 
 _TIMEOUT = timedelta(minutes=2)
@@ -34,7 +37,7 @@ class ContrastiveStep(nn.Module):
     """One training step's forward pass as a module, so that DDP can wrap it.
 
     Args:
-        clip: the model, with a ViT.
+        clip: the model.
         chunk: pairs encoded at a time, None for all.
         loss: one of `LOSSES`; distillation is of the pixels themselves.
     """
@@ -43,10 +46,10 @@ class ContrastiveStep(nn.Module):
         super().__init__()
         self.clip, self.chunk, self.loss = clip, chunk, loss
 
-    def forward(self, images: Tensor, patches: Tensor, tokens: Tensor, groups: Tensor) -> Tensor:
-        """Return the loss of this process's normalised images [B, 3, S, S], their patches, tokens [B, L] and groups."""
+    def forward(self, images: Tensor, tokens: Tensor, groups: Tensor, *patches: Tensor) -> Tensor:
+        """Return the loss of this process's images [B, 3, S, S], tokens [B, L], groups, and a ViT's patches."""
         visual = self.clip.visual
-        image = encode_in_chunks(self.clip.encode_image, images, patches, chunk=self.chunk, module=visual)
+        image = encode_in_chunks(self.clip.encode_image, images, *patches, chunk=self.chunk, module=visual)
         text = encode_in_chunks(self.clip.encode_text, tokens, chunk=self.chunk)
         pairs = gather_pairs(image, text, groups if self.loss in ("multi_positive", "sigmoid") else None)
         scale = self.clip.logit_scale.exp()
@@ -77,19 +80,23 @@ def gradients(architecture: str, pairs: int, chunk: int | None, loss: str = "con
     """Return the gradient of each of `PARTS`, flattened, of this process's share of `pairs` example pairs.
 
     Three pairs in a row have a group. Within a process group the shares are consecutive and DDP averages the gradients.
-    A quarter of the patches is dropped, the same of each picture whoever encodes it.
+    A ViT drops a quarter of the patches, the same of each picture whoever encodes it; a ResNet has frozen statistics.
     """
     torch.manual_seed(0)
-    clip = create_model(architecture, patch_dropout=_PATCH_DROPOUT)
+    vit = isinstance(describe(architecture).vision, ViTConfig)
+    # OpenAI's last gain of a residual block is 0, behind which no gradient would be compared.
+    options = {"patch_dropout": _PATCH_DROPOUT} if vit else {"init": "pytorch"}
+    clip = create_model(architecture, **options)
+    freeze_statistics(clip.visual)
     images, tokens = example_batch(clip, pairs)
-    patches = clip.visual.draw_patches(pairs, torch.Generator().manual_seed(1))
+    patches = [clip.visual.draw_patches(pairs, torch.Generator().manual_seed(1))] if vit else []
     share = pairs // world_size()
     rows = slice(rank() * share, (rank() + 1) * share)
     groups = torch.arange(pairs) // 3
     step: nn.Module = ContrastiveStep(clip, chunk, loss)
     if world_size() > 1:
         step = DistributedDataParallel(step)
-    step(images[rows], patches[rows], tokens[rows], groups[rows]).backward()
+    step(images[rows], tokens[rows], groups[rows], *(each[rows] for each in patches)).backward()
     parts: dict[str, list[Tensor]] = {part: [] for part in PARTS}
     for name, parameter in clip.named_parameters():
         part = PARTS[0] if name.startswith("visual.") else PARTS[2] if name == "logit_scale" else PARTS[1]
@@ -103,7 +110,7 @@ def relative_errors(
     """Compare every way of computing the gradient with the plain one, in fp32 on the CPU.
 
     Args:
-        architecture: a model without batch normalisation, whose statistics do depend on the chunk.
+        architecture: of a ViT or a ResNet.
         pairs: of the whole batch; a multiple of 2 x `processes`.
         processes: of the distributed ways (gloo).
         loss: one of `LOSSES`.
