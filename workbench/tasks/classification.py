@@ -225,14 +225,9 @@ class ClassificationTask(LabelledTask):
         """Check the model as every task does, and the head.
 
         Raises:
-            UserError: there is none, or one for other classes than the data's.
+            UserError: it is of another task, or for other classes than the data's.
         """
         super().on_load_checkpoint(checkpoint)
         theirs = checkpoint["workbench"]
-        if "class_names" not in theirs:
-            raise UserError(
-                "--ckpt_path is of a run without a classification head; start from its weights with "
-                "--model.init_args.weights."
-            )
         require_same_classes(theirs["class_names"], self.class_names)
         self.start, self._filled = theirs["start"], True
