@@ -11,6 +11,7 @@ from workbench import distributed
 from workbench.errors import UserError
 from workbench.evaluation import classification
 from workbench.evaluation.encoding import class_vectors
+from workbench.models.batch_norm import apply_policy
 from workbench.tasks.labelled import LabelledTask
 
 _PREFIX = "adapter."
@@ -76,6 +77,10 @@ class AdapterTask(LabelledTask):
         super().configure_model()
         self.clip.eval().requires_grad_(False)
         self.adapter = self.build_adapter()
+
+    def _settle_batch_norm(self) -> None:
+        """Hold the statistics, as evaluation mode does, without the word about letting them follow the data."""
+        apply_policy(self.clip, self.hparams.batch_norm, "frozen")
 
     def train(self, mode: bool = True) -> "AdapterTask":
         """Switch the mode of all but CLIP, whose batch normalisation keeps the statistics that it was trained with."""
