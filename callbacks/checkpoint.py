@@ -92,6 +92,19 @@ class RunCheckpoint(LightningCheckpoint):
         """Go on from there."""
         self.best = state_dict["best"]
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on from an average of weights with the optimizer's state of others.
+
+        Raises:
+            UserError: the checkpoint has an average, and this run makes none.
+        """
+        averaged = checkpoint.get("averaging", {}).get("count")
+        if trainer.state.fn == "fit" and averaged and not any(hasattr(each, "begins") for each in trainer.callbacks):
+            raise UserError(
+                "--ckpt_path has an average of weights and this run makes none: resume with the config.yaml of its own "
+                "run folder, or start from the average with --model.init_args.weights."
+            )
+
     @staticmethod
     def folder(trainer: Trainer) -> Path:
         """Return where the checkpoints of a run are."""

@@ -20,15 +20,16 @@ from workbench.atomic import written_atomically
 class RunSummary(Callback):
     """Write `summary.json` at the end of a run however it ends, and print what was learnt against chance.
 
-    It holds every metric with the step that it is of, what monitors measured at the start and now, the run's status
-    (finished, stopped by an alarm, interrupted, failed) and reason, wall time in seconds, and the attempts that a
-    resumed run took.
+    It holds every metric with the step that it is of, what monitors measured at the start and now, how many parameters
+    are trained, the run's status (finished, stopped by an alarm, interrupted, failed) and reason, wall time in seconds,
+    and the attempts that a resumed run took.
     """
 
     def __init__(self) -> None:
         self._started = time.time()
         self._metrics: dict[str, dict[str, float]] = {}
         self._attempts: list[dict[str, Any]] = []
+        self._parameters: dict[str, int] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the metrics and attempts so far."""
@@ -42,8 +43,13 @@ class RunSummary(Callback):
         return {"status": status, "reason": reason, "seconds": round(time.time() - self._started, 1)}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock, and count what is trained."""
         self._started = time.time()
+        counts = [(each.numel(), each.requires_grad) for each in pl_module.parameters()]
+        self._parameters = {
+            "trained": sum(count for count, trained in counts if trained),
+            "total": sum(count for count, _ in counts),
+        }
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Note the step of what was logged."""
@@ -99,6 +105,7 @@ class RunSummary(Callback):
             "epoch": trainer.current_epoch,
             "seconds": round(sum(attempt["seconds"] for attempt in attempts), 1),
             "attempts": attempts,
+            "parameters": self._parameters,
             "config": "config.yaml",
             "best_checkpoint": str(best.relative_to(folder)) if best.exists() else None,
             "watched": {canary.name: canary.summary for canary in watched},

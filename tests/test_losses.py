@@ -223,3 +223,12 @@ def test_distillation_of_features_is_one_minus_the_cosine():
     expected = 1 - torch.cosine_similarity(ours, theirs).mean()
     assert float(losses.feature_distillation(ours, theirs)) == pytest.approx(float(expected), rel=1e-12)
     assert float(losses.feature_distillation(ours, 3 * ours)) == pytest.approx(0, abs=1e-12)
+
+
+def test_with_one_caption_for_each_class_the_plain_loss_is_the_multi_positive_one():
+    """So with a single template it does not matter whether pairs of a class are positives or negatives."""
+    image, text = features()
+    text = text[GROUPS]
+    scale = torch.tensor(14.0, dtype=torch.float64)
+    plain = losses.contrastive(image, text, scale)
+    assert float(losses.multi_positive(image, text, scale, GROUPS)) == pytest.approx(float(plain), rel=1e-12)

@@ -21,9 +21,13 @@ COMMANDS = {
         "workbench.averaging.command:interpolate",
         "average weights: WiSE-FT between two models, or a soup of several",
     ),
+    "report": ("workbench.report.command:report", "compare runs: one table of what each gained and forgot"),
     "doctor": ("workbench.doctor:doctor", "check this machine: versions, devices, speed, and a self-test"),
 }
 """Plain functions: their signature is their option list, their docstring their help. A dict has several, by name."""
+
+POSITIONAL = ("report",)
+"""Those that take a list of words, without an option's name."""
 
 MISTAKE = 2
 INTERRUPTED = 130

@@ -6,6 +6,7 @@ Heavy imports happen behind the choice, so that `python -m workbench --help` ans
 import difflib
 import importlib
 import inspect
+import json
 import os
 import re
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from workbench.commands import CLOSED_PIPE, COMMANDS, INTERRUPTED, MISTAKE, VERBS
+from workbench.commands import CLOSED_PIPE, COMMANDS, INTERRUPTED, MISTAKE, POSITIONAL, VERBS
 from workbench.errors import Notice, UserError
 
 
@@ -103,14 +104,30 @@ def _run_command(name: str, args: list[str]) -> int:
     prog = f"python -m workbench {name}"
     if isinstance(function, dict):
         return _run_subcommand(function, args, prog)
+    words = name in POSITIONAL
+    if words:
+        args = _words_as_list(args)
     try:
-        return auto_cli(function, args=args, as_positional=False, prog=prog, parser_class=StrictParser) or 0
+        return auto_cli(function, args=args, as_positional=words, prog=prog, parser_class=StrictParser) or 0
     except ArgumentError as error:
         from workbench.config_errors import explained
 
         raise UserError(
             explained(str(error), inspect.signature(function).parameters, "--help lists the options")
         ) from error
+
+
+def _words_as_list(args: list[str]) -> list[str]:
+    """Return the words that belong to no option as one list, which is how jsonargparse takes several by position."""
+    words, options, rest = [], [], iter(args)
+    for arg in rest:
+        if not arg.startswith("-"):
+            words.append(arg)
+            continue
+        options.append(arg)
+        if "=" not in arg and arg not in ("-h", "--help"):
+            options += [value for value in (next(rest, None),) if value is not None]
+    return [*([json.dumps(words)] if words else []), *options]
 
 
 def _run_subcommand(functions: dict[str, Callable], args: list[str], prog: str) -> int:

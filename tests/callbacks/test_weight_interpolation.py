@@ -134,7 +134,7 @@ def test_interpolated_weights_start_another_run_but_resume_none(finished, capsys
     state = {key.removeprefix("clip."): value for key, value in state_of(path).items()}
     assert same(dict(workbench.load(path)[0].state_dict()), state)
     assert main(["fit", "--config", str(finished / "config.yaml"), "--ckpt_path", path]) == 2
-    assert "has no optimizer to go on with" in capsys.readouterr().err
+    assert "holds weights alone, without the optimizer's state" in capsys.readouterr().err
 
 
 def test_a_resumed_run_has_the_start_that_it_had(pictures, finished):

@@ -74,7 +74,7 @@ def test_two_processes_pre_train_as_one(trainer_of):
         fit(trainer_of, **options) for options in ({}, {"trainer": two}, {"trainer": two, "batch_norm": "batch"})
     )
     assert len(set(one["losses"])) == 4
-    assert both["losses"] == pytest.approx(one["losses"], rel=1e-4)
+    assert both["losses"] == pytest.approx(one["losses"], rel=1e-3)
     assert own["losses"] != pytest.approx(one["losses"], rel=1e-3)
     for name, value in statistics(one["state"]).items():
         assert float((both["state"][name] - value).double().norm()) <= 0.01 * float(value.double().norm()), name

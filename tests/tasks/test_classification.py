@@ -358,7 +358,7 @@ def test_a_checkpoint_without_a_head_is_refused(classes, data_of, trainer_of):
     trainer = trainer_of(max_steps=1, limit_val_batches=0)
     trainer.fit(ContrastiveTask(architecture="tiny-vit", warmup=0), data_of(classes))
     trainer.save_checkpoint("pairs.ckpt")
-    with pytest.raises(UserError, match="it holds clip, and ClassificationTask has clip, head.*--model.init_args.weights"):
+    with pytest.raises(UserError, match="it holds clip, and ClassificationTask has clip, head"):
         trainer_of().validate(task_of(), data_of(classes), ckpt_path="pairs.ckpt")
 
 
