@@ -31,9 +31,9 @@ METHODS: dict[str, tuple[str, dict[str, object]]] = {
     "layer_decay": ("ft_flyp", {"model.init_args.layer_decay": 0.65}),
     "siglip": ("ft_flyp", {"model.init_args.loss": "sigmoid"}),
     "distill": ("ft_flyp", {"model.init_args.distillation": "{logits: 1.0, features: 1.0}"}),
-    "coop": ("ft_coop", {RATE: 2e-3}),
-    "tip_adapter": ("ft_tip_adapter", {"data.shots": 16}),
-    "tip_adapter_f": ("ft_tip_adapter", {"data.shots": 16, "model.init_args.finetune": "true", RATE: 1e-3}),
+    "coop": ("ft_coop", {RATE: 2e-3, "trainer.max_epochs": 200}),
+    "tip_adapter": ("ft_tip_adapter", {}),
+    "tip_adapter_f": ("ft_tip_adapter", {"model.init_args.finetune": "true", RATE: 1e-3, "trainer.max_epochs": 20}),
 }
 
 
@@ -41,7 +41,9 @@ def common(name: str, pairs: Path, weights: Path, output: Path) -> dict[str, obj
     """Return the options that a method has like all."""
     places = {"train": str(pairs / "train.tsv"), "val": str(pairs / "val.tsv"), "num_workers": 0}
     data = {"class_path": "ImageTextDataModule", "init_args": places}
-    callbacks = [{"class_path": "ZeroShotMonitor", "init_args": {"name": "target"}}]
+    # Tasks with logits of their own measure those themselves.
+    zero_shot = {"class_path": "ZeroShotMonitor", "init_args": {"name": "target"}}
+    callbacks = [zero_shot] if METHODS[name][0] == "ft_flyp" else []
     for canary, split in (("known_pairs", "train"), ("new_pairs", "val")):
         settings = {"name": canary, "ks": [5], "split": split, "samples": 500, "data": data}
         callbacks.append({"class_path": "RetrievalMonitor", "init_args": settings})

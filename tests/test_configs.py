@@ -25,7 +25,8 @@ TINY = [
 def test_the_files_are_those_that_the_tests_know():
     assert [path.stem for path in EXPERIMENTS] == [
         *("ft_classifier", "ft_coop", "ft_distill", "ft_flyp", "ft_layer_decay", "ft_lit", "ft_lora", "ft_lp_ft"),
-        *("ft_rn50", "ft_siglip", "ft_tip_adapter", "ft_vit_b32", "pretrain_rn50", "pretrain_vit_b32", "quickstart"),
+        *("ft_rn50", "ft_siglip", "ft_tip_adapter", "ft_vit_b32", "pretrain_rn50", "pretrain_vit_b32"),
+        *("probe_rn50", "quickstart"),
     ]
     assert [path.stem for path in FRAGMENTS] == [
         *("canary", "cpu", "ddp", "default", "deterministic", "ema", "fsdp2", "gpu_bf16", "gpu_fp16", "profile", "swa"),
@@ -108,8 +109,8 @@ def class_folders(root, classes=4, pictures=22):
     return ["--data.dataset", "null", "--data.root", str(root)]
 
 
-RUN_ELSEWHERE = ("quickstart", "ft_tip_adapter")
-"""The second takes one step and needs its validation, see tests/tasks/test_tip_adapter.py."""
+RUN_ELSEWHERE = ("quickstart", "ft_tip_adapter", "probe_rn50")
+"""Two take one step and need their validation, see tests/tasks/test_tip_adapter.py and test_linear_probe_task.py."""
 
 
 @pytest.mark.parametrize("path", [p for p in EXPERIMENTS if p.stem not in RUN_ELSEWHERE], ids=lambda path: path.stem)

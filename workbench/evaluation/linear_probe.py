@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from workbench.evaluation.classification import accuracies, outcomes
 from workbench.evaluation.logistic_regression import TOLERANCE, Fit, LinearClassifier, LogisticRegression, check_rows
 
 PER_DECADE = 8
@@ -30,26 +31,32 @@ class Probe:
 
     Attributes:
         classifier: fitted on train and validation with the chosen strength.
+        of_train: fitted on train alone with it, by which validation was measured.
         strength: the chosen one, 1 / C of scikit-learn.
         curve: strength -> the metric on validation, of all that were tried, in ascending order.
         converged: every fit came within its tolerance of the solution.
     """
 
     classifier: LinearClassifier
+    of_train: LinearClassifier
     strength: float
     curve: dict[float, float]
     converged: bool
 
     @property
     def validation(self) -> float:
-        """The metric on validation at the chosen strength, of a classifier that was fitted on train alone."""
+        """The metric on validation at the chosen strength, of `of_train`."""
         return self.curve[self.strength]
 
 
 def top1(scores: Tensor, labels: Tensor) -> float:
     """Return the share of rows whose own class has the highest score; a tie counts against the row."""
-    own = scores.gather(1, labels[:, None])
-    return float(((scores >= own).sum(dim=1) == 1).double().mean())
+    return float((outcomes(scores, labels)[1] == 0).double().mean())
+
+
+def mean_per_class(scores: Tensor, labels: Tensor) -> float:
+    """Return the mean over the classes of their rows' top-1, of those that there are rows of."""
+    return accuracies(outcomes(scores, labels)[1], labels, scores.shape[1])["mean_per_class"]
 
 
 def linear_probe(
@@ -98,6 +105,7 @@ def linear_probe(
     last = both.fit(_strength(chosen), tolerance=tolerance)
     return Probe(
         last.classifier,
+        fits[chosen].classifier,
         _strength(chosen),
         {_strength(place): scores[place] for place in sorted(scores)},
         all(fit.converged for fit in (*fits.values(), last)),

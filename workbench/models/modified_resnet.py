@@ -72,6 +72,10 @@ class AttentionPool2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool [B, C, H, H] into [B, embed_dim]."""
+        return self.c_proj(self.pool(x))
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Pool [B, C, H, H] into [B, C], what the projection `c_proj` is applied to."""
         x = x.flatten(2).transpose(1, 2)
         x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)
         x = x + self.positional_embedding.to(x.dtype)
@@ -80,8 +84,7 @@ class AttentionPool2d(nn.Module):
             projection(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for projection, tokens in ((self.q_proj, queries), (self.k_proj, x), (self.v_proj, x))
         )
-        pooled = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
-        return self.c_proj(pooled)[:, 0]
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)[:, 0]
 
 
 class ModifiedResNet(nn.Module):
@@ -118,12 +121,28 @@ class ModifiedResNet(nn.Module):
         """The type that the tower computes in."""
         return self.conv1.weight.dtype
 
+    @property
+    def pooled_dim(self) -> int:
+        """Number of the features before the projection."""
+        return self.attnpool.c_proj.in_features
+
     def blocks(self) -> list[Bottleneck]:
         """Return the residual blocks in order."""
         return [block for stage in (self.layer1, self.layer2, self.layer3, self.layer4) for block in stage]
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images [B, 3, S, S] to un-normalised features [B, embed_dim]."""
+        return self.attnpool(self._feature_map(images))
+
+    def pool(self, images: Tensor) -> Tensor:
+        """Map normalised images [B, 3, S, S] to the features before the projection, [B, 32 width].
+
+        The projection of a ResNet is the attention pool's `c_proj` (its author in openai/CLIP #51).
+        """
+        return self.attnpool.pool(self._feature_map(images))
+
+    def _feature_map(self, images: Tensor) -> Tensor:
+        """Return what is pooled, [B, 32 width, S / 32, S / 32]."""
         x = images.to(self.dtype)
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
@@ -132,7 +151,7 @@ class ModifiedResNet(nn.Module):
         x = self.avgpool(x)
         for block in self.blocks():
             x = self._run(block, x)
-        return self.attnpool(x)
+        return x
 
     def _run(self, block: Bottleneck, x: Tensor) -> Tensor:
         if not (self.gradient_checkpointing and torch.is_grad_enabled()):

@@ -30,6 +30,15 @@ class TimmTower(nn.Module):
         """The type that the tower computes in."""
         return self.proj.weight.dtype
 
+    @property
+    def pooled_dim(self) -> int:
+        """Number of the features before the projection."""
+        return self.proj.in_features
+
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images [B, 3, S, S] to un-normalised features [B, embed_dim]."""
-        return self.proj(self.trunk(images.to(self.dtype)))
+        return self.proj(self.pool(images))
+
+    def pool(self, images: Tensor) -> Tensor:
+        """Map normalised images [B, 3, S, S] to the features before the projection, [B, width of the backbone]."""
+        return self.trunk(images.to(self.dtype))

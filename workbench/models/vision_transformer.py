@@ -32,6 +32,11 @@ class VisionTransformer(nn.Module):
         """The type that the tower computes in."""
         return self.conv1.weight.dtype
 
+    @property
+    def pooled_dim(self) -> int:
+        """Number of the features before the projection."""
+        return self.proj.shape[0]
+
     def draw_patches(self, pictures: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw which patches stay, [pictures, kept], on the tower's device and from its global state by default."""
         patches = self.grid**2
@@ -40,7 +45,11 @@ class VisionTransformer(nn.Module):
         return scores.topk(kept, dim=1).indices
 
     def forward(self, images: Tensor, patches: Tensor | None = None) -> Tensor:
-        """Map normalised images [B, 3, S, S] to un-normalised features [B, embed_dim].
+        """Map normalised images [B, 3, S, S] to un-normalised features [B, embed_dim]; see `pool` for the patches."""
+        return self.pool(images, patches) @ self.proj
+
+    def pool(self, images: Tensor, patches: Tensor | None = None) -> Tensor:
+        """Map normalised images [B, 3, S, S] to the features before the projection, [B, width].
 
         Args:
             images: the pictures.
@@ -54,4 +63,4 @@ class VisionTransformer(nn.Module):
             rows = torch.arange(len(x), device=x.device)[:, None]
             x = torch.cat([x[:, :1], x[rows, 1 + patches]], dim=1)
         first = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
-        return self.ln_post(self.transformer(self.ln_pre(x), first)) @ self.proj
+        return self.ln_post(self.transformer(self.ln_pre(x), first))

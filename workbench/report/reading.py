@@ -115,7 +115,10 @@ class Run:
         if name is None:
             return {}
         is_loss = "loss" in name or (name == monitor and checkpoint.get("mode") == "min")
-        return _gain(name, metrics.get(f"{name}_start"), metrics[name], points=not is_loss)
+        split, _, metric = name.rpartition("/")
+        # An adapter starts from what CLIP does without it, which is measured beside it.
+        start = metrics.get(f"{name}_start", metrics.get(f"{split}/zero_shot_{metric}"))
+        return _gain(name, start, metrics[name], points=not is_loss)
 
     def interpolated(self, row: Row) -> Row | None:
         """Return a row of the weights that `WeightInterpolation` chose; None if there was none."""

@@ -41,18 +41,10 @@ class LabelledTask(TrainingTask):
         Raises:
             UserError: the data have none, or others than those that this task has learnt.
         """
-        task, data = type(self).__name__, getattr(self.trainer, "datamodule", None)
-        names = getattr(data, "class_names", None)
-        if not names or any(each.labels is None for each in data.datasets.values()):
-            raise UserError(
-                f"{task} learns from pictures of classes, and {type(data).__name__} has none: give it labelled "
-                "pictures, such as --data ClassificationDataModule --data.root FOLDER with a folder for each class."
-            )
-        if len(names) < 2:
-            raise UserError(f"{task} tells classes apart, and the data have one, {names[0]!r}.")
+        names = class_names_of(getattr(self.trainer, "datamodule", None), type(self).__name__)
         if self.class_names:
             require_same_classes(self.class_names, names)
-        self.class_names = list(names)
+        self.class_names = names
 
     def chance_levels(self) -> dict[str, float]:
         """Return what guessing gives."""
@@ -94,6 +86,23 @@ class LabelledTask(TrainingTask):
         for name, value in metrics.items():
             self.log(f"{name}{suffix}", value, rank_zero_only=False, sync_dist=False)
             self.chance[f"{name}{suffix}"] = chance[name.rpartition("/")[2]]
+
+
+def class_names_of(data: Any, task: str) -> list[str]:
+    """Return the classes of a datamodule's pictures.
+
+    Raises:
+        UserError: there are none, or one.
+    """
+    names = getattr(data, "class_names", None)
+    if not names or any(each.labels is None for each in data.datasets.values()):
+        raise UserError(
+            f"{task} learns from pictures of classes, and {type(data).__name__} has none: give it labelled pictures, "
+            "such as --data ClassificationDataModule --data.root FOLDER with a folder for each class."
+        )
+    if len(names) < 2:
+        raise UserError(f"{task} tells classes apart, and the data have one, {names[0]!r}.")
+    return list(names)
 
 
 def require_same_classes(theirs: Sequence[str], ours: Sequence[str]) -> None:
