@@ -133,6 +133,7 @@ def warned(capsys, *more, start):
     return [line for line in lines if line.startswith("warning: ") and "usual" in line]
 
 
+@pytest.mark.slow
 def test_a_run_says_it_once_and_its_advice_is_taken(capsys):
     high = ["--model.init_args.optimizer.init_args.lr", "1e-3"]
     start = weights()

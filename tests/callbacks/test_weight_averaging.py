@@ -177,6 +177,7 @@ class Ends(L.Callback):
         torch.save(weights_of(pl_module), f"{trainer.world_size}-{trainer.global_rank}.pt")
 
 
+@pytest.mark.slow
 def test_two_processes_have_one_average():
     for devices in (1, 2):
         train(AVERAGES["ema"](), Ends(), RunCheckpoint(), devices=devices, architecture="tiny-vit", steps=4)
@@ -260,6 +261,7 @@ def test_what_is_measured_loaded_and_exported_is_the_average(tmp_path):
     assert main(["validate", "--config", str(folder / "config.yaml"), *options]) == 0
 
 
+@pytest.mark.slow
 def test_an_adapters_checkpoint_has_its_average():
     assert fit(configuration([], steps=1)) == 0
     start = "runs/digits/0/checkpoints/last.ckpt"

@@ -122,6 +122,7 @@ def test_a_class_without_rows_never_wins():
     labels = labels * 2  # 0, 2 and 4 of six
     found = LogisticRegression(features, labels, 6).fit(1.0).classifier
     assert set(found(100 * torch.randn(50, 12)).argmax(dim=1).tolist()) <= {0, 2, 4}
+    assert float(found(torch.zeros(1, 12))[0, 1::2].max()) < -1e30
     assert found.weight.isfinite().all() and found.bias.isfinite().all()  # or a checkpoint would be refused
     three = LogisticRegression(features, labels // 2, 3).fit(1.0).classifier
     assert torch.equal(found.weight[::2], three.weight)

@@ -46,7 +46,7 @@ def values(trainer):
 # What is learnt
 
 
-@pytest.mark.parametrize("class_specific", [False, True])
+@pytest.mark.parametrize("class_specific", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_learns(fit, data_of, classes, class_specific):
     """From random towers not every seed does: they are no CLIP that tells anything apart."""
     changes = {"class_specific": class_specific, "optimizer": lambda p: SGD(p, lr=0.02, momentum=0.9), "seed": 1}

@@ -234,6 +234,7 @@ def test_without_weights_everything_is_saved():
     assert again("validate", "--trainer.limit_val_batches", "1") == 0
 
 
+@pytest.mark.slow
 def test_an_adapter_on_merged_weights_of_another():
     base()
     assert fit() == 0

@@ -107,7 +107,7 @@ class LinearProbeTask(Task):
                 "example with --config lightning_configs/ddp.yaml."
             )
         super().configure_model()
-        self.clip.eval().requires_grad_(False)
+        self.clip.requires_grad_(False)
         sizes = self.clip.visual.pooled_dim, len(self.class_names)
         self.head = nn.ModuleDict({name: nn.Linear(*sizes) for name in ("of_train", "of_all")})
         if self.head["of_all"].weight.dtype in (torch.float16, torch.bfloat16):
@@ -119,13 +119,6 @@ class LinearProbeTask(Task):
     def _settle_batch_norm(self) -> None:
         """Hold the statistics, as evaluation mode does, without the word about letting them follow the data."""
         apply_policy(self.clip, self.hparams.batch_norm, "frozen")
-
-    def train(self, mode: bool = True) -> "LinearProbeTask":
-        """Switch the mode of all but CLIP."""
-        super().train(mode)
-        if self.clip is not None:
-            self.clip.eval()
-        return self
 
     # Features
 
@@ -147,6 +140,7 @@ class LinearProbeTask(Task):
                 leave=False,
                 disable=None if distributed.rank() == 0 else True,  # None: where there is no terminal
             )
+            self.clip.eval()  # and so it stays
             features, labels, rows = encode_images(_BeforeProjection(self), batches, "label", "index")
             order = rows.argsort()
             found = {"features": features[order], "label": labels[order]}
