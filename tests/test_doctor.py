@@ -61,7 +61,7 @@ def test_packages_that_are_absent_or_of_a_wrong_version(monkeypatch):
 
 def test_extras(monkeypatch):
     def version(package, real=importlib.metadata.version):
-        if package in ("emoji", "scikit-learn"):
+        if package in ("emoji", "h5py"):
             raise importlib.metadata.PackageNotFoundError(package)
         return real(package)
 
@@ -69,7 +69,7 @@ def test_extras(monkeypatch):
     found = lines(doctor._extras)
     assert found["extra demo"].mark == WARNING
     assert found["extra demo"].text.startswith("emoji missing or too old: pip install 'clip-workbench[demo]'")
-    assert found["extra dev"].mark == OK and "scikit-learn missing" in found["extra dev"].text
+    assert found["extra dev"].mark == OK and "h5py missing" in found["extra dev"].text
 
 
 def test_a_checkout_that_was_not_installed(monkeypatch):

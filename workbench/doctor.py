@@ -13,7 +13,7 @@ from workbench import machine
 
 OK, WARNING, PROBLEM = "ok", "warning", "PROBLEM"
 _EXTRAS = {
-    "demo": "the quickstart's pictures and their names",
+    "demo": "the quickstart's pictures and their names, and digits",
     "export": "the libraries that export and convert write for",
     "dev": "only to run the tests and benchmarks",
 }
