@@ -1,6 +1,7 @@
 """A stopped run goes on with the very next batch; loaders, limits and refusals."""
 
 import csv
+import gc
 import struct
 import zlib
 
@@ -339,3 +340,15 @@ def test_default_workers(monkeypatch, cores, gpus, workers):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(cores), raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     assert default_workers() == workers
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_collector_leaves_shared_pages_alone_while_workers_run(workers):
+    """Else it would write into them, and each would be copied."""
+    gc.unfreeze()
+    data = Noise(batch_size=BATCH, num_workers=workers)
+    data.setup()
+    data.evaluation_dataloader("val")
+    assert (gc.get_freeze_count() > 10_000) == (workers > 0)
+    data.teardown()
+    assert gc.get_freeze_count() < 10_000

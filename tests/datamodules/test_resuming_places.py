@@ -34,8 +34,10 @@ def places(tmp_path_factory):
     half = [("filepath", "caption"), *rows[:8]]
     with (folder / "half.csv").open("w", newline="") as file:
         csv.writer(file).writerows(half)
+    write_shards(read_source(str(folder / "pairs.csv"), ReadOptions()), folder / "one", samples_per_shard=ROWS)
     mixture = [{"path": shards, "weight": 1.0}, {"path": str(folder / "half.csv"), "weight": 1.0}]
-    return {"table": str(folder / "pairs.csv"), "shards": shards, "mixture": mixture, "val": str(folder / "half.csv")}
+    return {"table": str(folder / "pairs.csv"), "shards": shards, "one": str(folder / "one" / "*.tar"),
+            "mixture": mixture, "val": str(folder / "half.csv")}  # fmt: skip
 
 
 class Recorder(L.LightningModule):
@@ -100,6 +102,15 @@ def test_each_sample_once_an_epoch(uninterrupted):
             rows = [row for step in range(PER_EPOCH) for row, _ in whole[epoch * PER_EPOCH + step]]
             assert len(set(rows)) == len(rows) == PER_EPOCH * BATCH
     assert uninterrupted["table"] != uninterrupted["shards"], "26 shards are shuffled in windows"
+
+
+def test_one_shard_is_enough_for_any_number_of_workers_and_processes(places, tmp_path):
+    """Elsewhere those that get no shard wait for ever, or it is refused; here rows are shared out, not shards."""
+    alone = fit(places, "one", tmp_path / "alone")
+    shared = fit(places, "one", tmp_path / "shared", workers=2, processes=2)
+    assert sorted(shared) == list(range(2 * PER_EPOCH))
+    for step, samples in alone.items():
+        assert sorted(shared[step]) == sorted(samples) and len(samples) == BATCH
 
 
 @pytest.mark.parametrize(

@@ -63,3 +63,18 @@ def trainer_of():
         return L.Trainer(**(plain | options))
 
     return make
+
+
+@pytest.fixture
+def fit_of(classes, data_of, trainer_of):
+    """Return what makes, of what makes a task of settings, one that runs it and returns it and its Trainer."""
+
+    def make(task_of):
+        def run(data=None, trainer=None, ckpt_path=None, **changes):
+            task, trained = task_of(**changes), trainer_of(**(trainer or {}))
+            trained.fit(task, datamodule=data_of(classes, **(data or {})), ckpt_path=ckpt_path)
+            return task, trained
+
+        return run
+
+    return make

@@ -28,15 +28,9 @@ def task_of(seed=0, **options):
 
 
 @pytest.fixture
-def fit(classes, data_of, trainer_of):
-    """Return what trains a task, and returns it and its Trainer."""
-
-    def run(data=None, trainer=None, ckpt_path=None, **changes):
-        task, trained = task_of(**changes), trainer_of(**(trainer or {}))
-        trained.fit(task, datamodule=data_of(classes, **(data or {})), ckpt_path=ckpt_path)
-        return task, trained
-
-    return run
+def fit(fit_of):
+    """Return what runs a task, and returns it and its Trainer."""
+    return fit_of(task_of)
 
 
 def values(trainer):

@@ -69,11 +69,7 @@ class AdapterTask(LabelledTask):
         """
         if self.clip is not None:
             return
-        if self.device_mesh is not None:
-            raise UserError(
-                f"{type(self).__name__} does not shard its model over processes; run it without a "
-                "ModelParallelStrategy, for example with --config lightning_configs/ddp.yaml."
-            )
+        self.refuse_sharding()
         super().configure_model()
         self.clip.eval().requires_grad_(False)
         self.adapter = self.build_adapter()

@@ -181,6 +181,18 @@ class Task(L.LightningModule):
                     "data.follow(task.described()) before the Trainer does anything with them."
                 )
 
+    def refuse_sharding(self) -> None:
+        """Refuse to be sharded: for tasks with more than `clip`, which is what `_shard` knows.
+
+        Raises:
+            UserError: the strategy shards the model.
+        """
+        if self.device_mesh is not None:
+            raise UserError(
+                f"{type(self).__name__} does not shard its model over processes; run it without a "
+                "ModelParallelStrategy, for example with --config lightning_configs/ddp.yaml."
+            )
+
     def _shard(self, mesh: Any) -> None:
         """Shard parameters over processes (FSDP2), block by block; encode_* are entry points beside forward."""
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method

@@ -82,11 +82,7 @@ class ClassificationTask(LabelledTask):
         """
         if self.head is not None:
             return
-        if self.device_mesh is not None:
-            raise UserError(
-                "ClassificationTask does not shard its model over processes; run it without a ModelParallelStrategy, "
-                "for example with --config lightning_configs/ddp.yaml."
-            )
+        self.refuse_sharding()
         super().configure_model()
         for name, parameter in self.clip.named_parameters():
             if not name.startswith("visual."):

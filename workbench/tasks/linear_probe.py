@@ -101,11 +101,7 @@ class LinearProbeTask(Task):
         """
         if self.clip is not None:
             return
-        if self.device_mesh is not None:
-            raise UserError(
-                "LinearProbeTask does not shard its model over processes; run it without a ModelParallelStrategy, for "
-                "example with --config lightning_configs/ddp.yaml."
-            )
+        self.refuse_sharding()
         super().configure_model()
         self.clip.requires_grad_(False)
         sizes = self.clip.visual.pooled_dim, len(self.class_names)
