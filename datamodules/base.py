@@ -1,6 +1,7 @@
 """What every source of pictures shares: batches, loaders, and a check that a resumed run has the same data."""
 
 import functools
+import gc
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -264,7 +265,16 @@ class ImageDataModule(L.LightningDataModule):
             batch_size=max(1, min(_EVALUATION_BATCH, self.batch_size)),
         )
 
+    def teardown(self, stage: str | None = None) -> None:
+        """Let the garbage collector look again at what it was kept from while workers ran."""
+        gc.unfreeze()
+
     def _loader(self, split: str, **options: Any) -> DataLoader:
+        if self.num_workers > 0:
+            # The collector writes into every object that it looks at, and the first write after the fork copies a page
+            # that the workers would have shared: hundreds of MB, the more the larger the data.
+            gc.collect()
+            gc.freeze()
         loader = _Loader(
             self.datasets[split],
             collate_fn=collate,
